@@ -1,0 +1,45 @@
+# Works on a machine with git, make and Python 3.11 or newer; the rest is installed into .venv.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+INSTALL := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
+
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format clean
+
+help:  ## say what the targets do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(READY)  ## train through a structure of ten lines
+	$(BIN)/python examples/pixels.py
+
+test: $(READY)  ## run the tests; PYTEST_ARGS="-k tree -n 2" is handed on
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(READY)  ## style, types, and that every public name has a type
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	PYTHONPATH=src $(BIN)/pyright --pythonpath $(BIN)/python --verifytypes spigot --ignoreexternal
+
+format: $(READY)  ## format the code and mend what ruff can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## remove what builds and tests leave behind; .venv stays
+	rm -rf build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first: the other packages then find it in place.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x")'
+	$(PYTHON) -m venv .venv
+	@echo "installing into .venv, which takes minutes"
+	$(INSTALL) torch
+	$(INSTALL) -e ".[examples,dev]"
+	@touch $@

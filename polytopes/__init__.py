@@ -1,0 +1,50 @@
+"""What a structure is: polytopes, regularizers, and the verbs that join them."""
+
+from spigot.polytopes.base import Polytope
+from spigot.polytopes.declared import Facets, Hull, IntegerHull, Oracle
+from spigot.polytopes.dispatch import Route
+from spigot.polytopes.errors import (
+    ConvergenceError,
+    InfeasiblePolytope,
+    NoStructure,
+    UnboundedPolytope,
+    UnsupportedProblem,
+)
+from spigot.polytopes.problem import Solution, Status
+from spigot.polytopes.regularizers import (
+    Convex,
+    Euclidean,
+    FermiDirac,
+    Gibbs,
+    Regularizer,
+    Shannon,
+    Tsallis,
+)
+from spigot.polytopes.simplex import Simplex
+from spigot.polytopes.subset import Hypercube, Subset
+
+__all__ = [
+    "Convex",
+    "ConvergenceError",
+    "Euclidean",
+    "Facets",
+    "FermiDirac",
+    "Gibbs",
+    "Hull",
+    "Hypercube",
+    "InfeasiblePolytope",
+    "IntegerHull",
+    "NoStructure",
+    "Oracle",
+    "Polytope",
+    "Regularizer",
+    "Route",
+    "Shannon",
+    "Simplex",
+    "Solution",
+    "Status",
+    "Subset",
+    "Tsallis",
+    "UnboundedPolytope",
+    "UnsupportedProblem",
+]

@@ -1,0 +1,506 @@
+"""`Polytope`: a discrete structure, declared by at least one of three facts."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from spigot.polytopes import dispatch, implicit
+from spigot.polytopes.bounds import declared_bounds
+from spigot.polytopes.dispatch import Road, Route, Solver
+from spigot.polytopes.errors import ConvergenceError, describe_instances, unsupported
+from spigot.polytopes.posing import check_event, pose
+from spigot.polytopes.problem import Problem, Solution, Status
+from spigot.polytopes.regularizers import Euclidean, Gibbs, Regularizer, Separable
+
+if TYPE_CHECKING:
+    import cvxpy as cp
+
+    from spigot.polytopes.canonical import Canonical
+
+__all__ = ["Polytope"]
+
+FACTS = ("argmax", "constraints", "vertices")
+
+
+class Polytope:
+    """M = conv(V), the hull of a finite set V of structures, each a vector of parts.
+
+    A subclass gives `event_shape` and declares at least one fact by defining its method:
+
+    - `argmax(scores)`: `(n, *event) -> (n, *event)`, a vertex of largest score each;
+    - `constraints(y)`: cvxpy constraints whose solutions are exactly M;
+    - `vertices()`: all of V, `(m, *event)`.
+
+    Every verb takes scores `(*batch, *event_shape)` and, by keyword, `lengths` `(*batch,)` of
+    integers and `keep`, a bool tensor that broadcasts to the scores: `keep=False` on part i leaves
+    the structures with y_i = 0, and so does a score of -inf.
+
+    Raises:
+        TypeError: when a class is made that declares no fact.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import cvxpy as cp
+        >>> import torch
+        >>> from spigot.polytopes import Polytope
+        >>> @dataclass(frozen=True)
+        ... class Ordered(Polytope):  # 1 >= y_1 >= ... >= y_d >= 0
+        ...     size: int
+        ...
+        ...     @property
+        ...     def event_shape(self):
+        ...         return (self.size,)
+        ...
+        ...     def constraints(self, y):
+        ...         return [y[0] <= 1, y[:-1] >= y[1:], y[-1] >= 0]
+        >>> Ordered(3).maximize(torch.tensor([1.0, -0.5, 0.25]))
+        tensor([1., 0., 0.])
+        >>> Ordered(3).project(torch.tensor([0.5, 0.75, 0.25]))
+        tensor([0.6250, 0.6250, 0.2500])
+    """
+
+    _declared: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._declared = frozenset(
+            name for name in FACTS if getattr(cls, name) is not getattr(Polytope, name)
+        )
+        if not cls._declared and not abstract:
+            raise TypeError(
+                f"{cls.__name__} declares no fact. Define at least one of argmax(self, scores), "
+                "constraints(self, y) and vertices(self)."
+            )
+
+    # --- what a structure declares ---------------------------------------------------------
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one structure's parts."""
+        raise NotImplementedError(f"{type(self).__name__} must define event_shape.")
+
+    @property
+    def facts(self) -> frozenset[str]:
+        """The names of the declared facts."""
+        return self._declared
+
+    def argmax(self, scores: Tensor) -> Tensor:
+        """A vertex of largest score each: `(n, *event) -> (n, *event)`. Scores are finite."""
+        raise unsupported(self, None, "`argmax` is not declared.", "Use maximize(scores).")
+
+    def constraints(self, y: cp.Variable) -> list[cp.Constraint]:
+        """Cvxpy constraints on y, of `event_shape`, that hold exactly on M."""
+        raise unsupported(self, None, "`constraints` is not declared.", "Declare them.")
+
+    def vertices(self) -> Tensor:
+        """Every structure, `(m, *event)`."""
+        raise unsupported(self, None, "`vertices` is not declared.", "Declare them.")
+
+    @property
+    def length_range(self) -> tuple[int, int]:
+        """The smallest and the largest of `lengths`; declared together with `padding`."""
+        raise unsupported(
+            self, None, "it has no size that `lengths` could shorten.", "Use `keep` to mask parts."
+        )
+
+    def padding(self, lengths: Tensor) -> Tensor:
+        """The parts `(*batch, *event)` that structures of these lengths use, as bool."""
+        raise NotImplementedError
+
+    def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
+        """Vertices `(*batch, *event)` from labels in the structure's own form.
+
+        Unless a structure says otherwise its labels are the vertices themselves.
+
+        Raises:
+            ValueError: a label that is no structure.
+        """
+        vertices: Tensor = torch.as_tensor(labels)
+        vertices = vertices if vertices.is_floating_point() else vertices.to(torch.get_default_dtype())
+        check_event(self, vertices, "labels")
+        return vertices
+
+    def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Any:
+        """Labels from vertices `(*batch, *event)`: `decode(encode(labels))` is `labels`."""
+        check_event(self, vertices, "vertices")
+        return vertices
+
+    # --- what follows from the facts, once an object -----------------------------------------
+
+    @cached_property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Valid lower and upper bounds of each part over M, `(*event)` float64 each."""
+        return declared_bounds(self)
+
+    @cached_property
+    def canonical(self) -> Canonical:
+        """The constraints as sparse rows, made and checked once.
+
+        Raises:
+            InfeasiblePolytope, UnboundedPolytope: the constraints are no polytope.
+        """
+        from spigot.polytopes.canonical import canonicalise
+
+        return canonicalise(self)
+
+    @cached_property
+    def scratch(self) -> dict[Any, Any]:
+        """Compiled forms that solvers keep with this object; dropped by pickling."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the caches."""
+        caches = {
+            name
+            for owner in type(self).__mro__
+            for name, attribute in vars(owner).items()
+            if isinstance(attribute, cached_property)
+        }
+        return {name: value for name, value in self.__dict__.items() if name not in caches}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Works for frozen dataclasses too."""
+        self.__dict__.update(state)
+
+    # --- verbs ------------------------------------------------------------------------------
+
+    def solve(
+        self,
+        scores: Tensor,
+        regularizer: Regularizer | None = None,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+        solver: Solver | None = None,
+        throw: bool = True,
+    ) -> Solution:
+        """argmax over y in M of <s, y> - Omega(y), with what the solver can say about it.
+
+        Args:
+            scores: `(*batch, *event)`.
+            regularizer: Omega; None for a vertex (MAP).
+            lengths: `(*batch,)`, integers.
+            keep: bool, broadcast to the scores.
+            solver: forces a generic road.
+            throw: whether an instance that did not converge raises.
+
+        Returns:
+            A detached `Solution` in the scores' batch shape, dtype and device.
+
+        Raises:
+            ValueError: NaN, +inf, a wrong shape, lengths out of range, a mask that leaves nothing.
+            UnsupportedProblem: the declared facts do not answer this.
+            ConvergenceError: with `throw`, where the solver stopped early.
+
+        Example:
+            >>> import torch
+            >>> from spigot.polytopes import Euclidean, Simplex
+            >>> solution = Simplex(3).solve(torch.tensor([1.0, 0.5, -3.0]), Euclidean())
+            >>> solution.value, bool(solution.converged)
+            (tensor([0.7500, 0.2500, 0.0000]), True)
+        """
+        road = dispatch.choose(self, regularizer, solver)
+        problem = pose(self, scores.detach(), regularizer, lengths, keep)
+        solution = _run(road, problem)
+        if solution.gap is None and (regularizer is None or isinstance(regularizer, Separable)):
+            solution = _certified(problem, solution)
+        if throw:
+            check_converged(road, problem, solution)
+        return solution.batched(problem.batch_shape, scores.dtype, scores.device)
+
+    def maximize(
+        self,
+        scores: Tensor,
+        regularizer: Regularizer | None = None,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+        solver: Solver | None = None,
+    ) -> Tensor:
+        """argmax over y in M of <s, y> - Omega(y): `(*batch, *event)`.
+
+        With a regularizer it is differentiable; without one (MAP) it is a detached vertex, always
+        the same one at ties: to train through it use `spigot.layers.Argmax`.
+
+        Example:
+            >>> import torch
+            >>> from spigot.polytopes import Subset
+            >>> Subset(4, 2).maximize(torch.tensor([0.1, 3.0, -1.0, 0.2]))
+            tensor([0., 1., 0., 1.])
+        """
+        road = dispatch.choose(self, regularizer, solver)
+        problem = pose(self, scores, regularizer, lengths, keep)
+        value = implicit.maximize(problem, Checked(road))
+        value = value.detach() if regularizer is None else value
+        return value.reshape(scores.shape).to(scores.dtype)
+
+    def project(
+        self, scores: Tensor, *, lengths: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor:
+        """The Euclidean projection onto M, differentiable: `maximize(scores, Euclidean())`.
+
+        Example:
+            >>> import torch
+            >>> from spigot.polytopes import Hypercube
+            >>> Hypercube(2).project(torch.tensor([0.3, 4.0]))
+            tensor([0.3000, 1.0000])
+        """
+        return self.maximize(scores, Euclidean(), lengths=lengths, keep=keep)
+
+    def marginals(
+        self, scores: Tensor, *, lengths: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor:
+        """The mean of p(z) ~ exp<s, z> over the structures, differentiable: `Gibbs()`.
+
+        Example:
+            >>> import torch
+            >>> from spigot.polytopes import Subset
+            >>> Subset(3, 2).marginals(torch.zeros(3))
+            tensor([0.6667, 0.6667, 0.6667])
+        """
+        return self.maximize(scores, Gibbs(), lengths=lengths, keep=keep)
+
+    def conjugate(
+        self,
+        scores: Tensor,
+        regularizer: Regularizer | None = None,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+        solver: Solver | None = None,
+    ) -> Tensor:
+        """The maximum of <s, y> - Omega(y) over M, `(*batch,)`; its gradient is the maximiser.
+
+        Example:
+            >>> import torch
+            >>> from spigot.polytopes import Euclidean, Simplex
+            >>> Simplex(2).conjugate(torch.tensor([2.0, 0.0]), Euclidean())
+            tensor(1.5000)
+        """
+        road = dispatch.choose(self, regularizer, solver)
+        problem = pose(self, scores, regularizer, lengths, keep)
+        value = implicit.conjugate(problem, Checked(road))
+        return value.reshape(problem.batch_shape).to(scores.dtype)
+
+    def log_partition(
+        self, scores: Tensor, *, lengths: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor:
+        """log of the sum over structures of exp<s, z>, `(*batch,)`; its gradient is `marginals`.
+
+        Example:
+            >>> import torch
+            >>> from spigot.polytopes import Subset
+            >>> Subset(4, 2).log_partition(torch.zeros(4)).exp()
+            tensor(6.)
+        """
+        return self.conjugate(scores, Gibbs(), lengths=lengths, keep=keep)
+
+    def entropy(
+        self, scores: Tensor, *, lengths: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor:
+        """The entropy of p(z) ~ exp<s, z> in nats, `(*batch,)`, differentiable.
+
+        Example:
+            >>> import torch
+            >>> from spigot.polytopes import Hypercube
+            >>> Hypercube(3).entropy(torch.zeros(3)) / torch.tensor(2.0).log()
+            tensor(3.)
+        """
+        road = dispatch.choose(self, Gibbs())
+        problem = pose(self, scores, Gibbs(), lengths, keep)
+        marginals = implicit.maximize(problem, road).flatten(1)
+        energy = (problem.flat_scores * marginals).sum(1)
+        value = implicit.conjugate(problem, road) - energy
+        return value.reshape(problem.batch_shape).to(scores.dtype)
+
+    def sample(
+        self,
+        scores: Tensor,
+        sample_shape: tuple[int, ...] = (),
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Exact samples of p(z) ~ exp<s, z>: `(*sample_shape, *batch, *event)`, detached vertices.
+
+        To train through samples use a layer of `spigot.layers` (`Argmax` for a single choice).
+
+        Example:
+            >>> import torch
+            >>> from spigot.polytopes import Simplex
+            >>> rng = torch.Generator().manual_seed(0)
+            >>> Simplex(3).sample(torch.zeros(3), (1000,), generator=rng).mean(0).round(decimals=1)
+            tensor([0.3000, 0.3000, 0.3000])
+        """
+        road = dispatch.choose(self, Gibbs())
+        problem = pose(self, scores.detach(), Gibbs(), lengths, keep)
+        count = torch.Size(sample_shape).numel()
+        drawn = (
+            road.sample(problem, count, generator)
+            if problem.size and count
+            else problem.scores.new_zeros(count, *problem.scores.shape)
+        )
+        return drawn.reshape(*sample_shape, *scores.shape).to(scores.dtype)
+
+    def top_k(
+        self, scores: Tensor, k: int, *, lengths: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor:
+        """The k best structures, best first: `(k, *batch, *event)`, detached vertices.
+
+        Raises:
+            ValueError: some instance has fewer than k structures.
+
+        Example:
+            >>> import torch
+            >>> from spigot.polytopes import Simplex
+            >>> Simplex(3).top_k(torch.tensor([0.0, 2.0, 1.0]), 2)
+            tensor([[0., 1., 0.],
+                    [0., 0., 1.]])
+        """
+        if k < 1:
+            raise ValueError(f"top_k needs k >= 1, got {k}.")
+        road = dispatch.choose(self, Gibbs())
+        problem = pose(self, scores.detach(), Gibbs(), lengths, keep)
+        best = (
+            road.top_k(problem, k) if problem.size else problem.scores.new_zeros(k, *problem.scores.shape)
+        )
+        return best.reshape(k, *scores.shape).to(scores.dtype)
+
+    def contains(
+        self,
+        y: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+        tolerance: float = 1e-6,
+    ) -> Tensor:
+        """Whether y lies within `tolerance` of M (of the face that the masks leave), `(*batch,)`.
+
+        Example:
+            >>> import torch
+            >>> from spigot.polytopes import Simplex
+            >>> Simplex(2).contains(torch.tensor([[0.5, 0.5], [0.7, 0.7]]))
+            tensor([ True, False])
+        """
+        batch_shape = check_event(self, y, "y")
+        nearest = self.maximize(y.detach().double(), Euclidean(), lengths=lengths, keep=keep)
+        distance = (nearest - y.detach()).abs().flatten(len(batch_shape)).amax(-1)
+        return distance <= tolerance
+
+    def gap(
+        self,
+        y: Tensor,
+        scores: Tensor,
+        regularizer: Regularizer | None = None,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """The certificate max over v in M of <s - grad Omega(y), v - y>, `(*batch,)`, for y in M.
+
+        It bounds how far y is from optimal; for `Euclidean`, |y - y*|^2.
+
+        Raises:
+            UnsupportedProblem: for Gibbs, whose marginals are checked by moments instead.
+
+        Example:
+            >>> import torch
+            >>> from spigot.polytopes import Euclidean, Simplex
+            >>> s, y = torch.tensor([2.0, 0.0]), torch.tensor([0.5, 0.5])
+            >>> Simplex(2).gap(y, s, Euclidean())
+            tensor(1.)
+        """
+        if regularizer is not None and not isinstance(regularizer, Separable):
+            raise unsupported(
+                self,
+                regularizer,
+                "its gradient is not a function of y in closed form.",
+                "Check marginals by their moments: compare with the mean of sample(scores, (n,)).",
+            )
+        batch_shape = check_event(self, y, "y")
+        scores, y = torch.broadcast_tensors(scores.detach(), y.detach())
+        problem = pose(self, scores, regularizer, lengths, keep)
+        value = certificate(problem, y.reshape(batch_shape.numel(), *self.event_shape))
+        return value.reshape(batch_shape).to(y.dtype)
+
+    def which(
+        self,
+        regularizer: Regularizer | None = None,
+        device: str | torch.device = "cpu",
+        *,
+        solver: Solver | None = None,
+    ) -> Route:
+        """What would run: the road, the facts, whether it is exact, and its cost.
+
+        Example:
+            >>> from spigot.polytopes import Euclidean, Simplex
+            >>> Simplex(3).which(Euclidean()).rule
+            'Newton on the multiplier of sum(y)'
+        """
+        return dispatch.which(self, regularizer, torch.device(device), solver)
+
+
+class Checked(Road):
+    """A road that raises where an instance did not converge."""
+
+    def __init__(self, road: Road) -> None:
+        self.road = road
+
+    def solve(self, problem: Problem) -> Solution:
+        """The same, checked."""
+        solution = self.road.solve(problem)
+        check_converged(self.road, problem, solution)
+        return solution
+
+    def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
+        """The same."""
+        return self.road.vjp(problem, solution, grad)
+
+
+def check_converged(road: Road, problem: Problem, solution: Solution) -> None:
+    """Raises a ConvergenceError that names the instances and the gaps reached."""
+    if bool((solution.status == Status.CONVERGED).all()):
+        return
+    rows = (solution.status != Status.CONVERGED).nonzero().flatten().tolist()
+    status = Status(int(solution.status[rows[0]]))
+    gap = "" if solution.gap is None else f", gap {solution.gap[rows[0]].item():.2g}"
+    raise ConvergenceError(
+        f"{road.name} did not converge for {describe_instances(rows, problem.batch_shape)} of "
+        f"{problem.polytope} with {problem.regularizer} (status {status.name}, "
+        f"{int(solution.iterations[rows[0]])} iterations{gap}).\n"
+        "Give the solver a looser tolerance or more steps (solver=...), rescale the scores, or take "
+        "the best point found from solve(..., throw=False)."
+    )
+
+
+def certificate(problem: Problem, y: Tensor) -> Tensor:  # (n,)
+    """max over v of <s - grad Omega(y), v - y>, one MAP call; y is `(n, *event)`."""
+    n = problem.size
+    if n == 0:
+        return y.new_zeros(0)
+    slope = problem.scores
+    if isinstance(problem.regularizer, Separable):
+        slope = (slope - problem.regularizer.gradient(y)).nan_to_num(posinf=1e15, neginf=-1e15)
+    if problem.keep is not None:
+        slope = torch.where(problem.keep, slope, 0.0)
+    linear = problem.linear(slope)
+    best = dispatch.choose(problem.polytope, None).solve(linear).value.to(y)
+    return (slope * (best - y)).flatten(1).sum(1)
+
+
+def _certified(problem: Problem, solution: Solution) -> Solution:
+    from dataclasses import replace
+
+    return replace(solution, gap=certificate(problem, solution.value.to(problem.scores)))
+
+
+def _run(road: Road, problem: Problem) -> Solution:
+    if problem.size:
+        return road.solve(problem)
+    none = problem.scores.new_zeros(0)
+    return Solution.closed_form(problem.scores, none, torch.zeros_like(problem.scores))

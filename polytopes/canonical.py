@@ -1,0 +1,247 @@
+"""Constraints as sparse rows: {x : A x = b, G x <= h, lower <= x <= upper}, y = x[columns].
+
+cvxpy's own canonicaliser makes them, once a polytope; x holds y and the auxiliary variables.
+Rows that name a single variable become bounds. A dense matrix is never made.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from spigot.polytopes.errors import InfeasiblePolytope, UnboundedPolytope, unsupported
+
+if TYPE_CHECKING:
+    from spigot.polytopes.base import Polytope
+
+__all__ = ["Canonical", "canonicalise", "integer_rows", "masked_form", "rows_from", "vertex_form"]
+
+MASKS_KEPT = 512  # reduced forms remembered a polytope, the oldest dropped first
+
+
+@dataclass(frozen=True, eq=False)
+class Canonical:
+    """{x : A x = b, G x <= h, lower <= x <= upper}; part i of the event (C order) is x[columns[i]]."""
+
+    A: Any  # csr (equalities, variables)
+    b: np.ndarray
+    G: Any  # csr (inequalities, variables)
+    h: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    columns: np.ndarray
+
+    @property
+    def variables(self) -> int:
+        """How many variables, auxiliary ones included."""
+        return len(self.lower)
+
+    @cached_property
+    def scratch(self) -> dict[Any, Any]:
+        """Solver set-ups for these rows."""
+        return {}
+
+    def keeping(self, keep: np.ndarray) -> Canonical:
+        """The face with y_i = 0 where keep is False, its columns left out (M is in {y_i >= 0})."""
+        kept = np.ones(self.variables, dtype=bool)
+        kept[self.columns[~keep]] = False
+        position = np.cumsum(kept) - 1
+        return Canonical(
+            self.A[:, kept],
+            self.b,
+            self.G[:, kept],
+            self.h,
+            self.lower[kept],
+            self.upper[kept],
+            position[self.columns[keep]],
+        )
+
+
+def masked_form(polytope: Polytope, keep: np.ndarray | None) -> Canonical:
+    """The polytope's rows, or those of the face that `keep` (d,) leaves; the last few are cached."""
+    if keep is None or keep.all():
+        return polytope.canonical
+    forms: dict[bytes, Canonical] = polytope.scratch.setdefault("masked forms", {})
+    key = keep.tobytes()
+    form = forms.get(key)
+    if form is None:
+        form = polytope.canonical.keeping(keep)
+        if len(forms) >= MASKS_KEPT:
+            forms.pop(next(iter(forms)), None)
+        forms[key] = form
+    return form
+
+
+def vertex_form(points: np.ndarray) -> Canonical:
+    """conv of the points (m, d): x = (y, w), y = points' w, w >= 0, sum w = 1."""
+    m, d = points.shape
+    mixture = sp.hstack([sp.identity(d), -sp.csr_matrix(points.T)])
+    total = sp.csr_matrix(np.concatenate([np.zeros(d), np.ones(m)])[None])
+    return Canonical(
+        sp.vstack([mixture, total], format="csr"),
+        np.concatenate([np.zeros(d), [1.0]]),
+        sp.csr_matrix((0, d + m)),
+        np.zeros(0),
+        np.concatenate([np.full(d, -np.inf), np.zeros(m)]),
+        np.full(d + m, np.inf),
+        np.arange(d),
+    )
+
+
+def canonicalise(polytope: Polytope) -> Canonical:
+    """The checked canonical form of a polytope's constraints.
+
+    Raises:
+        UnsupportedProblem: a constraint is not linear (or not convex, or not real).
+        InfeasiblePolytope: no point satisfies them; a smallest conflicting subset is named.
+        UnboundedPolytope: they hold a ray; some parts that grow along it are named.
+    """
+    form = rows_from(polytope.constraints, polytope.event_shape, polytope)
+    _check_feasible(form, polytope)
+    _check_bounded(form, polytope)
+    return form
+
+
+def rows_from(
+    constraints: Callable[[Any], list[Any]],
+    event_shape: tuple[int, ...],
+    polytope: Polytope,
+    only: list[int] | None = None,
+) -> Canonical:
+    """The rows of some of the constraints (all by default), unchecked."""
+    import cvxpy as cp
+
+    y = cp.Variable(event_shape)
+    declared = list(constraints(y))
+    chosen = declared if only is None else [declared[i] for i in only]
+    problem = cp.Problem(cp.Minimize(cp.sum(y)), chosen)
+    if problem.is_mixed_integer():
+        raise unsupported(
+            polytope,
+            None,
+            "its constraints hold integer variables, and a polytope is exactly what its constraints say.",
+            "Use IntegerHull(constraints, event_shape) for the hull of the integer points.",
+        )
+    return _split(_linear_data(problem, cp.CLARABEL, polytope), y, event_shape)
+
+
+def integer_rows(
+    constraints: Callable[[Any], list[Any]], event_shape: tuple[int, ...], polytope: Polytope
+) -> tuple[Canonical, np.ndarray]:
+    """The rows with y integer, and which variables are integer."""
+    import cvxpy as cp
+
+    y = cp.Variable(event_shape, integer=True)
+    problem = cp.Problem(cp.Minimize(cp.sum(y)), list(constraints(y)))
+    data = _linear_data(problem, cp.HIGHS, polytope)
+    form = _split(data, y, event_shape)
+    integer = np.zeros(form.variables, dtype=bool)
+    integer[data["int_vars_idx"]] = True
+    boolean = data["bool_vars_idx"]
+    integer[boolean] = True
+    form.lower[boolean], form.upper[boolean] = 0.0, 1.0
+    return form, integer
+
+
+def _linear_data(problem: Any, solver: str, polytope: Polytope) -> dict[str, Any]:
+    """cvxpy's cone data, refused unless every row is linear."""
+    import cvxpy as cp
+
+    if not problem.is_dcp():
+        broken = "\n".join(f"  {c}" for c in problem.constraints if not c.is_dcp())
+        raise unsupported(
+            polytope,
+            None,
+            f"these constraints are not convex by cvxpy's rules:\n{broken}",
+            "Write each constraint as convex <= concave, or linear == linear.",
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*dimension greater than 2.*")
+        data = problem.get_problem_data(cp.CLARABEL if _curved(problem) else solver)[0]
+    dims = data["dims"]
+    if dims.soc or dims.exp or dims.psd or dims.p3d:
+        raise unsupported(
+            polytope,
+            None,
+            "its constraints are not linear: they need second-order, exponential, power or "
+            "semidefinite cones, so the set has no vertices to choose from.",
+            "Use linear constraints (cp.abs, cp.norm1, cp.norm_inf, cp.max and cp.sum_largest are fine).",
+        )
+    return data
+
+
+def _curved(problem: Any) -> bool:
+    return not all(argument.is_pwl() for c in problem.constraints for argument in c.args)
+
+
+def _split(data: dict[str, Any], y: Any, event_shape: tuple[int, ...]) -> Canonical:
+    matrix, rhs, equalities = data["A"].tocsr(), data["b"], data["dims"].zero
+    n = matrix.shape[1]
+    offset = data["param_prob"].var_id_to_col[y.id]
+    fortran = np.arange(y.size).reshape(event_shape, order="F")
+    columns = offset + fortran.ravel(order="C")
+    lower, upper = np.full(n, -np.inf), np.full(n, np.inf)
+    for bound, given in ((lower, data.get("lower_bounds")), (upper, data.get("upper_bounds"))):
+        if given is not None:
+            bound[:] = given
+    rows, limits = matrix[equalities:], rhs[equalities:]
+    rows.eliminate_zeros()
+    single = np.diff(rows.indptr) == 1
+    _tighten(rows[single], limits[single], lower, upper)
+    used = np.diff(rows.indptr) != 1
+    return Canonical(
+        matrix[:equalities].tocsr(), rhs[:equalities], rows[used], limits[used], lower, upper, columns
+    )
+
+
+def _tighten(rows: Any, limits: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
+    """Rows a x_i <= b become bounds on x_i."""
+    column, factor = rows.indices, rows.data
+    ratio = limits / factor
+    above = factor > 0
+    np.minimum.at(upper, column[above], ratio[above])
+    np.maximum.at(lower, column[~above], ratio[~above])
+
+
+def _check_feasible(form: Canonical, polytope: Polytope) -> None:
+    from spigot.polytopes.solvers.highs import feasible
+
+    if feasible(form):
+        return
+    import cvxpy as cp
+
+    declared = list(polytope.constraints(cp.Variable(polytope.event_shape)))
+    conflict = list(range(len(declared)))
+    for i in range(len(declared)):  # deletion filter: what is left is irreducible
+        rest = [j for j in conflict if j != i]
+        if not feasible(rows_from(polytope.constraints, polytope.event_shape, polytope, rest)):
+            conflict = rest
+    listing = "\n".join(f"  [{i}] {declared[i]}" for i in conflict)
+    raise InfeasiblePolytope(
+        f"No point satisfies the constraints of {polytope}. These conflict (drop or loosen one):\n"
+        f"{listing}"
+    )
+
+
+def _check_bounded(form: Canonical, polytope: Polytope) -> None:
+    from spigot.polytopes.solvers.highs import ray
+
+    direction = ray(form)
+    if direction is None:
+        return
+    parts = np.flatnonzero(np.abs(direction) > 1e-7)[:5]
+    shape = polytope.event_shape
+    named = ", ".join(
+        f"y{[int(k) for k in np.unravel_index(i, shape)]} {'grows' if direction[i] > 0 else 'falls'}"
+        for i in parts
+    )
+    raise UnboundedPolytope(
+        f"The constraints of {polytope} hold a ray, along which {named} without end. "
+        "Add bounds, such as y >= 0 and y <= 1."
+    )

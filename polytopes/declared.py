@@ -1,0 +1,246 @@
+"""Polytopes without a class of their own: by vertices, by constraints, by an oracle, by integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spigot.polytopes.base import Polytope
+from spigot.polytopes.errors import InfeasiblePolytope
+
+if TYPE_CHECKING:
+    import cvxpy as cp
+
+__all__ = ["Facets", "Hull", "IntegerHull", "Oracle"]
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", repr(function))
+
+
+@dataclass(frozen=True, eq=False)
+class Hull(Polytope):
+    """conv(points). Labels are the rows' indices.
+
+    Args:
+        points: `(m, *event)`, a tensor or anything `torch.as_tensor` takes; duplicates count once.
+
+    Raises:
+        ValueError: no point, or one that is not finite.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Hull
+        >>> triangle = Hull([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> triangle.maximize(torch.tensor([0.2, 0.5]))
+        tensor([0., 1.])
+        >>> triangle.project(torch.tensor([1.0, 1.0]))
+        tensor([0.5000, 0.5000])
+        >>> triangle.decode(torch.tensor([1.0, 0.0]))
+        tensor(1)
+    """
+
+    points: Tensor | Sequence[Any]
+
+    def __post_init__(self) -> None:
+        points = torch.as_tensor(self.points)
+        if points.dim() < 2 or not len(points):
+            raise ValueError(
+                f"Hull needs points of shape (m, *event) with m >= 1, got {tuple(points.shape)}."
+            )
+        if not bool(torch.isfinite(points.double()).all()):
+            raise ValueError("Hull's points must be finite.")
+        object.__setattr__(self, "points", points.detach().double().cpu())
+
+    def __repr__(self) -> str:
+        return f"Hull({len(self.vertices())} points of shape {self.event_shape})"
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one point."""
+        return tuple(self.vertices().shape[1:])
+
+    def vertices(self) -> Tensor:
+        """The points."""
+        assert isinstance(self.points, Tensor)
+        return self.points
+
+    def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
+        """The points of these indices."""
+        index = torch.as_tensor(labels)
+        if index.is_floating_point() or bool(((index < 0) | (index >= len(self.vertices()))).any()):
+            raise ValueError(f"labels must be indices 0..{len(self.vertices()) - 1} of the points.")
+        return self.vertices()[index.long().cpu()].to(torch.get_default_dtype())
+
+    def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The index of the nearest point."""
+        dims = len(self.event_shape)
+        points = self.vertices().flatten(1).to(vertices.device)
+        distance = torch.cdist(vertices.double().flatten(-dims).reshape(-1, points.shape[1]), points)
+        return distance.argmin(1).reshape(vertices.shape[: vertices.dim() - dims])
+
+
+@dataclass(frozen=True)
+class Facets(Polytope):
+    """{y : constraints(y)}, from linear cvxpy constraints; auxiliary variables are allowed.
+
+    Args:
+        constraints_of: takes a cvxpy variable of `shape` and returns a list of constraints.
+        shape: the event shape.
+
+    Raises:
+        UnsupportedProblem, InfeasiblePolytope, UnboundedPolytope: at first use, if it is no polytope.
+
+    Example:
+        >>> import cvxpy as cp
+        >>> import torch
+        >>> from spigot.polytopes import Facets
+        >>> diamond = Facets(lambda y: [cp.norm1(y) <= 1], (3,))
+        >>> diamond.maximize(torch.tensor([0.2, -0.5, 0.1]))
+        tensor([ 0., -1.,  0.])
+    """
+
+    constraints_of: Callable[[Any], list[Any]]
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", _shape(self.shape))
+
+    def __repr__(self) -> str:
+        return f"Facets({_name(self.constraints_of)}, {self.shape})"
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """`shape`."""
+        return self.shape
+
+    def constraints(self, y: cp.Variable) -> list[cp.Constraint]:
+        """The function's."""
+        return self.constraints_of(y)
+
+
+@dataclass(frozen=True)
+class Oracle(Polytope):
+    """conv of the values of an argmax oracle.
+
+    Args:
+        fn: returns a structure of largest score. With `batched=False` a plain numpy function of one
+            instance, `(*event) -> (*event)` float64 arrays; else torch, `(n, *event)` each way.
+            It never sees NaN or inf: excluded parts get a very low finite score.
+        shape: the event shape.
+        batched: whether `fn` takes a batch of tensors.
+
+    Raises:
+        ValueError: at a call, if `fn` returns another shape or a non-finite value.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from spigot.polytopes import Oracle
+        >>> top = Oracle(lambda s: np.eye(len(s))[s.argmax()], (3,))
+        >>> top.project(torch.tensor([0.1, 0.9, 0.3]))
+        tensor([0.0000, 0.8000, 0.2000])
+    """
+
+    fn: Callable[..., Any]
+    shape: tuple[int, ...]
+    batched: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", _shape(self.shape))
+
+    def __repr__(self) -> str:
+        return f"Oracle({_name(self.fn)}, {self.shape}, batched={self.batched})"
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """`shape`."""
+        return self.shape
+
+    def argmax(self, scores: Tensor) -> Tensor:
+        """The function's answers."""
+        if self.batched:
+            return self.fn(scores)
+        arrays = scores.detach().double().cpu().numpy()
+        answers = [self._one(i, array) for i, array in enumerate(arrays)]
+        stacked = np.stack(answers) if answers else np.zeros((0, *self.shape))
+        return torch.from_numpy(stacked).to(scores)
+
+    def _one(self, i: int, scores: np.ndarray) -> np.ndarray:
+        answer = np.asarray(self.fn(scores.copy()), dtype=np.float64)
+        if answer.shape != self.shape:
+            raise ValueError(
+                f"{self}: the oracle returned shape {answer.shape} for instance {i}, "
+                f"not the event shape {self.shape}."
+            )
+        return answer
+
+
+@dataclass(frozen=True)
+class IntegerHull(Polytope):
+    """conv{y integer : constraints(y)}, every problem answered through a mixed-integer oracle.
+
+    MAP is HiGHS's branch and bound to a gap of 0, so every projection is one onto the hull, never
+    onto the linear relaxation. Auxiliary variables keep the kind (continuous, integer, boolean)
+    that they are declared with.
+
+    Args:
+        constraints_of: takes a cvxpy variable of `shape` and returns a list of linear constraints.
+        shape: the event shape.
+
+    Raises:
+        InfeasiblePolytope: there is no integer point.
+        UnsupportedProblem: a constraint is not linear.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import IntegerHull
+        >>> weights = [3.0, 4.0, 5.0]
+        >>> knapsack = IntegerHull(lambda y: [y >= 0, y <= 1, y @ weights <= 8], (3,))
+        >>> knapsack.maximize(torch.tensor([2.0, 3.0, 4.0]))
+        tensor([1., 0., 1.])
+    """
+
+    constraints_of: Callable[[Any], list[Any]]
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", _shape(self.shape))
+
+    def __repr__(self) -> str:
+        return f"IntegerHull({_name(self.constraints_of)}, {self.shape})"
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """`shape`."""
+        return self.shape
+
+    @cached_property
+    def program(self) -> Any:
+        """The mixed-integer program."""
+        from spigot.polytopes.canonical import integer_rows
+        from spigot.polytopes.solvers.highs import MixedIntegerProgram
+
+        return MixedIntegerProgram(*integer_rows(self.constraints_of, self.shape, self))
+
+    def argmax(self, scores: Tensor) -> Tensor:
+        """A best integer point each."""
+        rows = scores.detach().double().cpu().flatten(1).numpy()
+        best = [self.program.vertex(row) for row in rows]
+        if any(point is None for point in best):
+            raise InfeasiblePolytope(f"{self}: no integer point satisfies the constraints.")
+        stacked = np.stack(best) if best else np.zeros_like(rows)
+        return torch.from_numpy(stacked).to(scores).reshape(scores.shape)
+
+
+def _shape(shape: Sequence[int] | int) -> tuple[int, ...]:
+    sizes = (shape,) if isinstance(shape, int) else tuple(int(size) for size in shape)
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"an event shape must be a tuple of positive sizes, got {shape!r}.")
+    return sizes

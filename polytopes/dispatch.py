@@ -1,0 +1,221 @@
+"""Which road a problem takes: the table of fast rules, then the generic solvers.
+
+A road is anything that answers `Problem -> Solution`, with its derivative beside it. A fast rule
+is a road registered for a (polytope type, regularizer type) pair; the most specific pair wins.
+A solver is a road for every polytope that declares the facts it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from spigot.polytopes.bounds import parts_outside
+from spigot.polytopes.errors import unsupported
+from spigot.polytopes.problem import Problem, Solution
+from spigot.polytopes.regularizers import Convex, Gibbs, Regularizer, Separable
+
+if TYPE_CHECKING:
+    from spigot.polytopes.base import Polytope
+
+__all__ = ["Road", "Route", "Solver", "choose", "fast_rule", "rule", "which"]
+
+
+class Road:
+    """One way to solve one kind of problem. Scores are `(n, *event)`, n > 0."""
+
+    name: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
+    exact: ClassVar[bool] = True
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+
+    def solve(self, problem: Problem) -> Solution:
+        """The maximisers of a batch of problems."""
+        raise NotImplementedError
+
+    def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
+        """The Jacobian of the maximiser by the scores, transposed, times grad `(n, *event)`."""
+        raise unsupported(
+            problem.polytope,
+            problem.regularizer,
+            f"the road {self.name} has no derivative.",
+            "Use spigot.layers.Argmax with a pull-back to train through it.",
+        )
+
+    def sample(self, problem: Problem, count: int, generator: torch.Generator | None) -> Tensor:
+        """`count` exact samples an instance from p(z) ~ exp<s, z>, `(count, n, *event)`."""
+        raise unsupported(
+            problem.polytope,
+            problem.regularizer,
+            f"the road {self.name} cannot draw exact samples.",
+            "Declare `vertices` for a small structure.",
+        )
+
+    def top_k(self, problem: Problem, k: int) -> Tensor:
+        """The k best vertices, best first, `(k, n, *event)`."""
+        raise unsupported(
+            problem.polytope,
+            problem.regularizer,
+            f"the road {self.name} cannot list the {k} best structures.",
+            "Declare `vertices` for a small structure.",
+        )
+
+
+class Solver(Road):
+    """A generic road. `needs` is the fact it works from."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    solves: ClassVar[tuple[type[Regularizer] | None, ...]] = ()
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+
+    def lacks(self, polytope: Polytope, regularizer: Regularizer | None) -> str:
+        """What keeps this solver from that problem; empty when nothing does."""
+        if not any(_is(regularizer, kind) for kind in self.solves):
+            return f"{self.name} does not solve it."
+        if not self.needs & polytope.facts:
+            return f"{self.name} needs {' or '.join(sorted(self.needs))}."
+        return ""
+
+
+def _is(regularizer: Regularizer | None, kind: type[Regularizer] | None) -> bool:
+    return regularizer is None if kind is None else isinstance(regularizer, kind)
+
+
+@dataclass(frozen=True)
+class Route:
+    """What would run: the answer of `Polytope.which`.
+
+    Attributes:
+        rule: the road's name.
+        facts: the facts that the polytope declares.
+        exact: whether the road ends at the exact answer (up to rounding), not at a tolerance.
+        cost: its cost an instance.
+        native: whether it runs on the device asked about; otherwise the problem is solved on
+            the CPU and the answer copied back.
+    """
+
+    rule: str
+    facts: tuple[str, ...]
+    exact: bool
+    cost: str
+    native: bool
+
+
+_RULES: dict[tuple[type, type[Regularizer] | None], Road] = {}
+
+
+def rule(
+    polytope: type[Polytope], *regularizers: type[Regularizer] | None
+) -> Callable[[type[Road]], type[Road]]:
+    """Registers a fast rule for the pairs of a polytope type with regularizer types."""
+
+    def register(road: type[Road]) -> type[Road]:
+        for regularizer in regularizers:
+            _RULES[polytope, regularizer] = road()
+        return road
+
+    return register
+
+
+def fast_rule(polytope: Polytope, regularizer: Regularizer | None) -> Road | None:
+    """The most specific fast rule, by the polytope's type first."""
+    kinds = [None] if regularizer is None else type(regularizer).__mro__
+    for owner in type(polytope).__mro__:
+        for kind in kinds:
+            if (owner, kind) in _RULES:
+                return _RULES[owner, kind]
+    return None
+
+
+def generic_roads() -> tuple[Solver, ...]:
+    """The generic solvers, in the order in which they are tried."""
+    from spigot.polytopes import solvers
+
+    return (
+        solvers.OracleCall(),
+        solvers.Enumerate(),
+        solvers.Highs(),
+        solvers.ActiveSet(),
+        solvers.Clarabel(),
+        solvers.FrankWolfe(),
+        solvers.Cvxpy(),
+        solvers.CvxpyLayers(),
+    )
+
+
+def roads(polytope: Polytope, regularizer: Regularizer | None) -> Iterator[Road]:
+    """Every road that can take the problem, the preferred one first."""
+    quick = fast_rule(polytope, regularizer)
+    if quick is not None:
+        yield quick
+    for solver in generic_roads():
+        if not solver.lacks(polytope, regularizer):
+            yield solver
+
+
+def choose(polytope: Polytope, regularizer: Regularizer | None, solver: Solver | None = None) -> Road:
+    """The road that a problem takes.
+
+    Raises:
+        UnsupportedProblem: the polytope leaves the regularizer's domain, or no road exists, or
+            `solver` cannot take it.
+    """
+    check_domain(polytope, regularizer)
+    if solver is not None:
+        lack = solver.lacks(polytope, regularizer)
+        if lack:
+            raise unsupported(polytope, regularizer, lack, "Leave `solver` out, or name another.")
+        return solver
+    for road in roads(polytope, regularizer):
+        return road
+    raise unsupported(polytope, regularizer, "no road leads there.", _WAY_OUT[_kind(regularizer)])
+
+
+def _kind(regularizer: Regularizer | None) -> type[Regularizer] | None:
+    for kind in (Gibbs, Convex):
+        if isinstance(regularizer, kind):
+            return kind
+    return None
+
+
+_WAY_OUT: dict[type[Regularizer] | None, str] = {
+    Gibbs: "Declare `vertices` to sum over the structures, or use Shannon() or Euclidean().",
+    Convex: "Declare `constraints` or `vertices`: a convex regularizer is solved as a cone program.",
+    None: "Declare `argmax`, `constraints` or `vertices`.",
+}
+
+
+def check_domain(polytope: Polytope, regularizer: Regularizer | None) -> None:
+    """Refuses a regularizer whose domain does not hold the polytope, naming the part and its range."""
+    if not isinstance(regularizer, Separable) or regularizer.domain == (-torch.inf, torch.inf):
+        return
+    outside = parts_outside(polytope, *regularizer.domain)
+    if bool(outside.any()):
+        part = tuple(outside.nonzero()[0].tolist())
+        lower, upper = (bound[part].item() for bound in polytope.bounds)
+        lowest, highest = regularizer.domain
+        raise unsupported(
+            polytope,
+            regularizer,
+            f"part {part} ranges over [{lower:g}, {upper:g}], outside the regularizer's domain "
+            f"[{lowest:g}, {highest:g}].",
+            "Use Euclidean(), or declare constraints that keep every part in the domain.",
+        )
+
+
+def which(
+    polytope: Polytope, regularizer: Regularizer | None, device: torch.device, solver: Solver | None
+) -> Route:
+    """What would run."""
+    road = choose(polytope, regularizer, solver)
+    return Route(
+        rule=road.name,
+        facts=tuple(sorted(polytope.facts)),
+        exact=road.exact,
+        cost=road.cost,
+        native=device.type in road.devices,
+    )

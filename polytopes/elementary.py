@@ -1,0 +1,65 @@
+"""Elementary symmetric polynomials of exp(s), in log space: Gibbs over subsets of k parts.
+
+table[i][j] = log of the sum over j-subsets z of the first i parts of exp<s, z>, by
+table[i][j] = log(exp table[i-1][j] + exp(s_i + table[i-1][j-1])).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spigot.polytopes.budget import Budget
+
+__all__ = ["log_partition", "sample"]
+
+NEVER = -1e30  # log of nothing: finite, so that no derivative meets inf - inf
+
+
+def _rows(scores: Tensor, budget: Budget) -> list[Tensor]:  # d + 1 of (n, k + 1)
+    parts = scores.clamp_min(NEVER)
+    row = torch.full((scores.shape[0], budget.total + 1), NEVER).to(scores)
+    row[:, 0] = 0.0
+    rows = [row]
+    for i in range(scores.shape[1]):
+        chosen = torch.logaddexp(row[:, 1:], row[:, :-1] + parts[:, i : i + 1])
+        row = torch.cat([row[:, :1], chosen], 1)
+        rows.append(row)
+    return rows
+
+
+def log_partition(scores: Tensor, budget: Budget) -> Tensor:  # (n, d) -> (n,)
+    """log of the sum over the budget's subsets of exp<s, z>; -inf excludes a part."""
+    last = _rows(scores, budget)[-1]
+    return last.logsumexp(1) if budget.at_most else last[:, -1]
+
+
+def sample(
+    scores: Tensor, budget: Budget, count: int, generator: torch.Generator | None
+) -> Tensor:  # (n, d) -> (count, n, d)
+    """Exact samples of p(z) ~ exp<s, z>, from draws made by torch."""
+    n, d = scores.shape
+    rows = _rows(scores, budget)
+    uniform = torch.rand(
+        count, n, d, generator=generator, dtype=scores.dtype, device=scores.device
+    )
+    left = _sizes(rows[-1], budget, count, generator)  # (count, n): how many are still to choose
+    parts = scores.clamp_min(NEVER)
+    drawn = torch.zeros(count, n, d).to(scores)
+    instance = torch.arange(n, device=scores.device).expand(count, n)
+    for i in range(d - 1, -1, -1):
+        before = rows[i][instance, (left - 1).clamp_min(0)] + parts[:, i]
+        chance = (before - rows[i + 1][instance, left]).exp()
+        forced = rows[i][instance, left] < 0.5 * NEVER  # the parts before i are too few
+        chosen = (left > 0) & (forced | (uniform[:, :, i] < chance))
+        drawn[:, :, i] = chosen.to(scores)
+        left = left - chosen.long()
+    return drawn
+
+
+def _sizes(
+    last: Tensor, budget: Budget, count: int, generator: torch.Generator | None
+) -> Tensor:  # (count, n)
+    if not budget.at_most:
+        return torch.full((count, last.shape[0]), budget.total, device=last.device)
+    return torch.multinomial(last.softmax(1), count, replacement=True, generator=generator).t()

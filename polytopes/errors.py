@@ -1,0 +1,69 @@
+"""What can go wrong, each with its own name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spigot.polytopes.base import Polytope
+    from spigot.polytopes.regularizers import Regularizer
+
+__all__ = [
+    "ConvergenceError",
+    "InfeasiblePolytope",
+    "NoStructure",
+    "UnboundedPolytope",
+    "UnsupportedProblem",
+    "describe_instances",
+    "unsupported",
+]
+
+
+class UnsupportedProblem(NotImplementedError):
+    """The declared facts do not suffice for this problem; the message says what to declare."""
+
+
+class InfeasiblePolytope(ValueError):
+    """The declared constraints have no solution; the message names a conflicting subset."""
+
+
+class UnboundedPolytope(ValueError):
+    """The declared constraints hold an infinite ray, so they are no polytope."""
+
+
+class NoStructure(ValueError):
+    """A mask (`keep`, a score of -inf, or `lengths`) excludes every structure of an instance."""
+
+
+class ConvergenceError(RuntimeError):
+    """A solver stopped before its tolerance; `throw=False` returns its best point instead."""
+
+
+def describe_instances(rows: Sequence[int], batch_shape: Sequence[int], limit: int = 5) -> str:
+    """Names flat rows of a batch by their index, as `instance 3` or `instances (0, 1), (2, 3)`."""
+    if not batch_shape:
+        return "the only instance"
+    names = [_index_name(row, batch_shape) for row in rows[:limit]]
+    more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
+    return f"instance{'s' if len(rows) > 1 else ''} {', '.join(names)}{more}"
+
+
+def _index_name(row: int, batch_shape: Sequence[int]) -> str:
+    index: list[int] = []
+    for size in reversed(batch_shape):
+        row, position = divmod(row, size)
+        index.append(position)
+    return str(index[0]) if len(index) == 1 else str(tuple(reversed(index)))
+
+
+def unsupported(
+    polytope: Polytope, regularizer: Regularizer | None, reason: str, way_out: str
+) -> UnsupportedProblem:
+    """The one form of an `UnsupportedProblem`: polytope, problem, facts, reason, way out."""
+    facts = ", ".join(sorted(polytope.facts)) or "none"
+    problem = "MAP" if regularizer is None else f"maximize(s, {regularizer})"
+    return UnsupportedProblem(
+        f"{polytope} cannot answer {problem}: {reason}\n"
+        f"It declares these facts: {facts}.\n{way_out}"
+    )

@@ -1,0 +1,141 @@
+"""The one problem that everything is, and its answer: `Problem -> Solution`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from spigot.polytopes.base import Polytope
+    from spigot.polytopes.faces import Face
+    from spigot.polytopes.regularizers import Regularizer
+
+__all__ = ["Problem", "Solution", "Status"]
+
+
+class Status(IntEnum):
+    """How a solver ended, per instance."""
+
+    CONVERGED = 0
+    """The answer meets the solver's tolerance."""
+    STOPPED = 1
+    """The step limit came first: the answer lies in M and `gap` says how good it is."""
+    INACCURATE = 2
+    """The numerical solver gave up before its tolerance."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """argmax over y in M, with y_i = 0 where `keep` is False, of <s, y> - Omega(y), for n instances.
+
+    Scores are finite here and zero at excluded parts: NaN, inf and shapes have been dealt with.
+    """
+
+    polytope: Polytope
+    scores: Tensor  # (n, *event)
+    regularizer: Regularizer | None
+    keep: Tensor | None = None  # (n, *event), bool
+    batch_shape: tuple[int, ...] = ()  # what n was, for messages only
+
+    @property
+    def size(self) -> int:
+        """How many instances."""
+        return self.scores.shape[0]
+
+    @property
+    def flat_scores(self) -> Tensor:  # (n, d)
+        """The scores with the event's dimensions made one."""
+        return self.scores.flatten(1)
+
+    @property
+    def flat_keep(self) -> Tensor | None:  # (n, d)
+        """The mask with the event's dimensions made one."""
+        return None if self.keep is None else self.keep.flatten(1)
+
+    def with_scores(self, scores: Tensor) -> Problem:
+        """The same instances and masks with other scores."""
+        return replace(self, scores=scores.reshape(self.scores.shape))
+
+    def linear(self, scores: Tensor) -> Problem:
+        """MAP over the same instances and masks."""
+        return replace(self, scores=scores.reshape(self.scores.shape), regularizer=None)
+
+    def take(self, rows: Tensor) -> Problem:
+        """Some of the instances."""
+        keep = None if self.keep is None else self.keep[rows]
+        return replace(self, scores=self.scores[rows], keep=keep)
+
+    def on_cpu(self) -> Problem:
+        """The same in float64 on the CPU, where the generic roads work."""
+        keep = None if self.keep is None else self.keep.cpu()
+        return replace(self, scores=self.scores.detach().double().cpu(), keep=keep)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The answer to a batch of problems, and what its solver can say about it.
+
+    Attributes:
+        value: the maximiser y, `(*batch, *event)`.
+        status: a `Status` each, `(*batch,)`.
+        iterations: solver steps, `(*batch,)`; 0 for closed forms.
+        gap: the certificate max over v in M of <s - grad Omega(y), v - y>, `(*batch,)`. For
+            `Euclidean` it bounds |y - y*|^2. None for Gibbs, where marginals have no such bound.
+        objective: <s, y> - Omega(y), the conjugate, `(*batch,)`.
+        gradient: grad Omega(y), `(*batch, *event)`: log y + 1 for Shannon, right where y underflows.
+            None without a regularizer and for Gibbs.
+        support: vertices whose mixture is y, `(*batch, m, *event)`, padded with zeros.
+        weights: the mixture's weights, `(*batch, m)`, zero at padding.
+        duals: multipliers of the canonical rows (equalities, inequalities, lower bounds, upper
+            bounds, in this order), `(*batch, rows)`.
+        integral: whether the answer was found to be a vertex, `(*batch,)`.
+    """
+
+    value: Tensor
+    status: Tensor
+    iterations: Tensor
+    gap: Tensor | None = None
+    objective: Tensor | None = None
+    gradient: Tensor | None = None
+    support: Tensor | None = None
+    weights: Tensor | None = None
+    duals: Tensor | None = None
+    integral: Tensor | None = None
+    faces: tuple[Face, ...] | None = None  # for the derivative, one an instance
+
+    @classmethod
+    def closed_form(cls, value: Tensor, objective: Tensor, gradient: Tensor | None = None) -> Solution:
+        """An answer without iterations: (n, *event) values and (n,) objectives."""
+        zeros = torch.zeros(value.shape[0], dtype=torch.int64, device=value.device)
+        return cls(value, zeros, zeros, objective=objective, gradient=gradient)
+
+    @property
+    def converged(self) -> Tensor:
+        """Where `status` is `Status.CONVERGED`, `(*batch,)` of bool."""
+        return self.status == Status.CONVERGED
+
+    def batched(self, batch_shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Solution:
+        """The flat solution in the user's batch shape, dtype and device."""
+        return Solution(
+            **{
+                field.name: _place(getattr(self, field.name), batch_shape, dtype, device)
+                for field in fields(self)
+            }
+        )
+
+
+def _place(
+    item: Tensor | tuple[Face, ...] | None,
+    batch_shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor | tuple[Face, ...] | None:
+    if not isinstance(item, Tensor):
+        return item
+    item = item.reshape(*batch_shape, *item.shape[1:]).to(device)
+    return item.to(dtype) if item.is_floating_point() else item

@@ -1,0 +1,24 @@
+"""The generic roads: solvers that work from the declared facts alone.
+
+Hand one to a verb or a layer as `solver=` to force it, with its own tolerance and step limit.
+"""
+
+from spigot.polytopes.solvers.active_set import ActiveSet
+from spigot.polytopes.solvers.clarabel import Clarabel
+from spigot.polytopes.solvers.cone import Cvxpy
+from spigot.polytopes.solvers.cvxpylayers import CvxpyLayers
+from spigot.polytopes.solvers.enumerate import Enumerate
+from spigot.polytopes.solvers.frank_wolfe import FrankWolfe
+from spigot.polytopes.solvers.highs import Highs
+from spigot.polytopes.solvers.oracle_call import OracleCall
+
+__all__ = [
+    "ActiveSet",
+    "Clarabel",
+    "Cvxpy",
+    "CvxpyLayers",
+    "Enumerate",
+    "FrankWolfe",
+    "Highs",
+    "OracleCall",
+]

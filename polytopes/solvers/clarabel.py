@@ -1,0 +1,172 @@
+"""Euclidean projections over constraints: Clarabel's own interface, set up once a polytope."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spigot.polytopes.canonical import Canonical, masked_form
+from spigot.polytopes.dispatch import Solver
+from spigot.polytopes.errors import NoStructure, describe_instances
+from spigot.polytopes.faces import pull_through_faces
+from spigot.polytopes.problem import Problem, Solution, Status
+from spigot.polytopes.regularizers import Euclidean, Regularizer
+from spigot.polytopes.solvers.rows import Rows, stacked_rows
+
+__all__ = ["Clarabel"]
+
+
+@dataclass(frozen=True)
+class Clarabel(Solver):
+    """Euclidean projection from constraints: an interior-point method, then made exact.
+
+    The set does not change between instances, only the linear term: one set-up serves them all.
+    The interior point tells the rows that bind (multiplier far above slack), and the answer is
+    projected onto the face they define, which removes the method's own error.
+
+    Args:
+        tolerance: Clarabel's three tolerances.
+        max_steps: interior-point steps an instance.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Euclidean, Subset
+        >>> from spigot.polytopes.solvers import Clarabel
+        >>> scores = torch.tensor([0.5, 0.25, -1.0])
+        >>> Subset(3, 1).maximize(scores, Euclidean(), solver=Clarabel())
+        tensor([0.6250, 0.3750, 0.0000])
+
+    References:
+        Goulart and Chen, "Clarabel: an interior-point solver for conic programs" (2024).
+    """
+
+    tolerance: float = 1e-12
+    max_steps: int = 200
+    name: ClassVar[str] = "quadratic program (Clarabel)"
+    cost: ClassVar[str] = "about 10 sparse factorisations an instance"
+    needs: ClassVar[frozenset[str]] = frozenset({"constraints"})
+    solves: ClassVar[tuple[type[Regularizer] | None, ...]] = (Euclidean,)
+
+    def solve(self, problem: Problem) -> Solution:
+        """One quadratic program an instance."""
+        scores, keep = problem.on_cpu().flat_scores.numpy(), problem.flat_keep
+        masks = None if keep is None else keep.cpu().numpy()
+        value = np.zeros_like(scores)
+        answers: list[_Answer] = []
+        for i, row in enumerate(scores):
+            kept = np.ones(len(row), dtype=bool) if masks is None else masks[i]
+            program = _program(masked_form(problem.polytope, None if masks is None else kept))
+            answer = program.project(row[kept], self)
+            if answer is None:
+                raise NoStructure(
+                    f"keep leaves no structure of {problem.polytope} in "
+                    f"{describe_instances([i], problem.batch_shape)}."
+                )
+            value[i, kept] = answer.value
+            answers.append(answer)
+        y = torch.from_numpy(value)
+        shaped = y.reshape(problem.scores.shape)
+        duals = [answer.duals for answer in answers]
+        same = len({len(dual) for dual in duals}) == 1
+        return Solution(
+            shaped,
+            torch.tensor([int(answer.status) for answer in answers]),
+            torch.tensor([answer.steps for answer in answers]),
+            objective=(torch.from_numpy(scores) * y - 0.5 * y * y).sum(1),
+            gradient=shaped,
+            duals=torch.from_numpy(np.stack(duals)) if same else None,
+            faces=tuple(answer.face for answer in answers),
+        )
+
+    def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
+        """The orthogonal projector onto the exposed face's directions."""
+        assert solution.faces is not None
+        flat = grad.flatten(1)
+        pulled = pull_through_faces(solution.faces, flat, torch.ones_like(flat), problem.flat_keep)
+        return pulled.reshape(grad.shape)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    value: np.ndarray
+    status: Status
+    steps: int
+    duals: np.ndarray
+    face: Any
+
+
+def _program(form: Canonical) -> _QuadraticProgram:
+    key = ("clarabel", threading.get_ident())
+    program = form.scratch.get(key)
+    if program is None:
+        program = form.scratch[key] = _QuadraticProgram(form)
+    return program
+
+
+class _QuadraticProgram:
+    """min |y|^2 / 2 - <s, y> over a canonical form; only s changes."""
+
+    def __init__(self, form: Canonical) -> None:
+        self.form = form
+        self.rows: Rows = stacked_rows(form)
+        self.solver: Any = None
+        self.settings: tuple[float, int] | None = None
+
+    def _set_up(self, settings: Clarabel) -> None:
+        import clarabel
+        import scipy.sparse as sp
+
+        options = clarabel.DefaultSettings()
+        options.verbose = False
+        options.presolve_enable = False  # or the linear term could not be changed afterwards
+        options.max_iter = settings.max_steps
+        options.max_threads = 1
+        for name in ("tol_gap_abs", "tol_gap_rel", "tol_feas"):
+            setattr(options, name, settings.tolerance)
+        diagonal = np.zeros(self.form.variables)
+        diagonal[self.form.columns] = 1.0
+        equalities = self.form.A.shape[0]
+        cones = [
+            clarabel.ZeroConeT(equalities),
+            clarabel.NonnegativeConeT(self.rows.matrix.shape[0] - equalities),
+        ]
+        self.solver = clarabel.DefaultSolver(
+            sp.diags(diagonal, format="csc"),
+            np.zeros(self.form.variables),
+            self.rows.matrix.tocsc(),
+            self.rows.limits,
+            cones,
+            options,
+        )
+        self.settings = (settings.tolerance, settings.max_steps)
+
+    def project(self, scores: np.ndarray, settings: Clarabel) -> _Answer | None:
+        """The projection, made exact on its face; None if infeasible."""
+        if self.form.variables == 0:
+            return _Answer(scores, Status.CONVERGED, 0, np.zeros(0), self.rows.face(np.zeros(0, bool)))
+        if self.settings != (settings.tolerance, settings.max_steps):
+            self._set_up(settings)
+        linear = np.zeros(self.form.variables)
+        linear[self.form.columns] = -scores
+        self.solver.update(q=linear)
+        found = self.solver.solve()
+        if "PrimalInfeasible" in str(found.status):
+            return None
+        x, multipliers, slacks = (np.array(item) for item in (found.x, found.z, found.s))
+        face = self.rows.face(self.rows.binding(multipliers, slacks))
+        y = x[self.form.columns]
+        polished = y + face.pull(scores - y, np.ones_like(y))
+        good = np.abs(polished - y).max() <= 1e-4 * (1 + np.abs(y).max())
+        clean = str(found.status) in ("Solved", "AlmostSolved")
+        return _Answer(
+            polished if good else y,
+            Status.CONVERGED if clean and good else Status.INACCURATE,
+            int(found.iterations),
+            multipliers,
+            face,
+        )

@@ -1,0 +1,241 @@
+"""Any convex regularizer over constraints or vertices: a cone program through cvxpy."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spigot.polytopes.canonical import Canonical, masked_form, vertex_form
+from spigot.polytopes.dispatch import Solver
+from spigot.polytopes.errors import NoStructure, describe_instances
+from spigot.polytopes.faces import Face, pull_through_faces
+from spigot.polytopes.problem import Problem, Solution, Status
+from spigot.polytopes.regularizers import Convex, Regularizer, Separable
+from spigot.polytopes.solvers.enumerate import distinct_vertices
+from spigot.polytopes.solvers.rows import Rows, stacked_rows
+
+__all__ = ["ConeProgram", "Cvxpy", "cone_form"]
+
+
+@dataclass(frozen=True)
+class Cvxpy(Solver):
+    """A cone program an instance, compiled once a polytope and regularizer.
+
+    For a separable regularizer the multipliers give grad Omega(y), and Newton steps on those of the
+    binding rows remove the interior-point method's own error where there are no auxiliary variables.
+
+    Args:
+        tolerance: Clarabel's three tolerances.
+        backend: the name of any other solver that cvxpy knows, at its own tolerances.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Shannon, Simplex
+        >>> from spigot.polytopes.solvers import Cvxpy
+        >>> Simplex(3).maximize(torch.tensor([0.0, 1.0, 2.0]), Shannon(), solver=Cvxpy())
+        tensor([0.0900, 0.2447, 0.6652])
+
+    References:
+        Diamond and Boyd, "CVXPY" (JMLR 2016).
+    """
+
+    tolerance: float = 1e-12
+    backend: str = "CLARABEL"
+    name: ClassVar[str] = "cone program (cvxpy)"
+    cost: ClassVar[str] = "one interior-point run an instance"
+    needs: ClassVar[frozenset[str]] = frozenset({"constraints", "vertices"})
+    solves: ClassVar[tuple[type[Regularizer] | None, ...]] = (Separable, Convex)
+
+    def solve(self, problem: Problem) -> Solution:
+        """One cone program an instance."""
+        scores = problem.on_cpu().flat_scores.numpy()
+        value, gradient = np.zeros_like(scores), np.zeros_like(scores)
+        answers: list[_Answer] = []
+        for i, row in enumerate(scores):
+            kept = _kept(problem, i)
+            program = _program(problem, kept)
+            answer = program.solve(row[kept], self)
+            if answer is None:
+                raise NoStructure(
+                    f"keep leaves no structure of {problem.polytope} in "
+                    f"{describe_instances([i], problem.batch_shape)}."
+                )
+            value[i, kept], gradient[i, kept] = answer.value, answer.gradient
+            answers.append(answer)
+        shape = problem.scores.shape
+        smooth = isinstance(problem.regularizer, Separable)
+        return Solution(
+            torch.from_numpy(value).reshape(shape),
+            torch.tensor([int(answer.status) for answer in answers]),
+            torch.tensor([answer.steps for answer in answers]),
+            objective=torch.tensor([answer.objective for answer in answers], dtype=torch.float64),
+            gradient=torch.from_numpy(gradient).reshape(shape) if smooth else None,
+            faces=tuple(answer.face for answer in answers),
+        )
+
+    def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
+        """On the exposed face; for `Convex`, by cvxpylayers."""
+        if not isinstance(problem.regularizer, Separable):
+            from spigot.polytopes.solvers.cvxpylayers import CvxpyLayers
+
+            return CvxpyLayers().vjp(problem, solution, grad)
+        assert solution.faces is not None
+        spread = problem.regularizer.spread(solution.value.flatten(1))
+        pulled = pull_through_faces(solution.faces, grad.flatten(1), spread, problem.flat_keep)
+        return pulled.reshape(grad.shape)
+
+
+def _kept(problem: Problem, i: int) -> np.ndarray:
+    keep = problem.flat_keep
+    d = problem.flat_scores.shape[1]
+    return np.ones(d, dtype=bool) if keep is None else keep[i].cpu().numpy()
+
+
+def cone_form(problem: Problem, kept: np.ndarray) -> Canonical | None:
+    """The rows of the face that `kept` leaves, from constraints or vertices; None if it is empty."""
+    if "constraints" in problem.polytope.facts:
+        return masked_form(problem.polytope, kept)
+    points = distinct_vertices(problem.polytope).cpu().numpy()
+    points = points[(np.abs(points[:, ~kept]) <= 1e-12).all(1)][:, kept]
+    return vertex_form(points) if len(points) else None
+
+
+def _program(problem: Problem, kept: np.ndarray) -> ConeProgram:
+    key = ("cvxpy", problem.regularizer, kept.tobytes(), threading.get_ident())
+    programs = problem.polytope.scratch
+    if key not in programs:
+        programs[key] = ConeProgram(problem, kept)
+    return programs[key]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    value: np.ndarray
+    gradient: np.ndarray
+    objective: float
+    status: Status
+    steps: int
+    face: Face
+
+
+class ConeProgram:
+    """max <s, y> - Omega(y) in cvxpy, with s a parameter."""
+
+    def __init__(self, problem: Problem, kept: np.ndarray) -> None:
+        import cvxpy as cp
+        import scipy.sparse as sp
+
+        self.regularizer: Any = problem.regularizer
+        form = cone_form(problem, kept)
+        self.form = form
+        if form is None:
+            return
+        self.rows: Rows = stacked_rows(_without_domain(form, self.regularizer))
+        self.x: Any = cp.Variable(form.variables)
+        self.scores: Any = cp.Parameter(len(form.columns))
+        part = self.x[form.columns]
+        scatter = sp.identity(len(kept), format="csr")[:, np.flatnonzero(kept)]
+        event = problem.polytope.event_shape
+        y: Any = cp.reshape(scatter @ part, event, order="C")
+        whole = part if isinstance(self.regularizer, Separable) else y
+        objective = self.scores @ part - self.regularizer.expression(whole)
+        equalities = form.A.shape[0]
+        matrix, limits = self.rows.matrix, self.rows.limits
+        self.constraints: list[Any] = []
+        if equalities:
+            self.constraints.append(matrix[:equalities] @ self.x == limits[:equalities])
+        if matrix.shape[0] > equalities:
+            self.constraints.append(matrix[equalities:] @ self.x <= limits[equalities:])
+        self.problem: Any = cp.Problem(cp.Maximize(objective), self.constraints)
+
+    def solve(self, scores: np.ndarray, settings: Cvxpy) -> _Answer | None:
+        """One instance; None if nothing satisfies the rows."""
+        import cvxpy as cp
+
+        if self.form is None:
+            return None
+        self.scores.value = scores
+        options: dict[str, Any] = {}
+        if settings.backend == "CLARABEL":
+            options = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), settings.tolerance)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "Solution may be inaccurate": the status says so
+            try:
+                self.problem.solve(solver=settings.backend, **options)
+            except cp.SolverError:
+                self.problem.solve(solver=settings.backend)
+        status = self.problem.status
+        if status in ("infeasible", "infeasible_inaccurate"):
+            return None
+        return self._answer(scores, np.asarray(self.x.value), status == "optimal")
+
+    def _answer(self, scores: np.ndarray, x: np.ndarray, optimal: bool) -> _Answer:
+        assert self.form is not None
+        duals = [np.atleast_1d(constraint.dual_value) for constraint in self.constraints]
+        multipliers = np.concatenate(duals) if duals else np.zeros(0)
+        binding = self.rows.binding(multipliers, self.rows.limits - self.rows.matrix @ x)
+        y = x[self.form.columns]
+        gradient = np.zeros_like(y)
+        smooth = isinstance(self.regularizer, Separable)
+        if smooth:
+            y, gradient, exact = self._polish(scores, y, multipliers, binding)
+            optimal = optimal or exact
+        return _Answer(
+            y,
+            gradient,
+            self._objective(scores, y) if smooth else float(self.problem.value),
+            Status.CONVERGED if optimal else Status.INACCURATE,
+            int(self.problem.solver_stats.num_iters or 0),
+            self.rows.face(binding),
+        )
+
+    def _objective(self, scores: np.ndarray, y: np.ndarray) -> float:
+        low, high = self.regularizer.domain
+        value = self.regularizer.value(torch.from_numpy(y.clip(low, high)))
+        return float(scores @ y) - float(value.sum())
+
+    def _polish(
+        self, scores: np.ndarray, y: np.ndarray, multipliers: np.ndarray, binding: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, bool]:
+        """y, grad Omega(y), and whether Newton's method on the binding rows' multipliers got there."""
+        if len(self.rows.auxiliary):
+            return y, self._gradient(y), False
+        rows = self.rows.matrix[binding][:, self.rows.form.columns].toarray()
+        limits, lam = self.rows.limits[binding], multipliers[binding]
+        for _ in range(POLISH_STEPS):
+            slope = scores - rows.T @ lam
+            mirrored = self.regularizer.mirror(torch.from_numpy(slope))
+            residual = rows @ mirrored.numpy() - limits
+            if np.abs(residual).max(initial=0.0) <= 1e-13 * (1 + np.abs(limits).max(initial=0.0)):
+                close = np.abs(mirrored.numpy() - y).max(initial=0.0) <= 1e-4
+                slack = self.rows.limits - self.rows.matrix[:, self.rows.form.columns] @ mirrored.numpy()
+                if close and slack.min(initial=0.0) >= -1e-9:
+                    return mirrored.numpy(), slope, True
+                break
+            spread = self.regularizer.spread(mirrored).numpy()
+            lam = lam + np.linalg.lstsq((rows * spread) @ rows.T, residual, rcond=1e-14)[0]
+        return y, self._gradient(y), False
+
+    def _gradient(self, y: np.ndarray) -> np.ndarray:
+        low, high = self.regularizer.domain
+        return self.regularizer.gradient(torch.from_numpy(y.clip(low, high))).numpy()
+
+
+POLISH_STEPS = 20
+
+
+def _without_domain(form: Canonical, regularizer: Regularizer) -> Canonical:
+    """Bounds that a steep regularizer's own domain implies are left out: they never bind."""
+    if not (isinstance(regularizer, Separable) and regularizer.steep):
+        return form
+    low, high = regularizer.domain
+    lower, upper, parts = form.lower.copy(), form.upper.copy(), form.columns
+    lower[parts] = np.where(lower[parts] <= low, -np.inf, lower[parts])
+    upper[parts] = np.where(upper[parts] >= high, np.inf, upper[parts])
+    return replace(form, lower=lower, upper=upper)

@@ -1,0 +1,158 @@
+r"""The mixture of vertices that an active-set method holds for one instance.
+
+minimise F(w) = sum phi(y) - <s, y>, y = V'w, over weights w >= 0, sum w = 1. Newton's step on the
+weights solves (D H D') u = D (s - phi'(y)) for the differences D of vertices to the first one and
+H = phi''(y). For `Euclidean` one full step is exact, and this is Wolfe's algorithm (1976).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from spigot.polytopes.regularizers import Separable
+
+__all__ = ["Corral"]
+
+Array = np.ndarray
+NEWTON_STEPS = 100
+INSIDE = 0.99  # a steep regularizer's step ends this far on the way out of its domain
+BISECTIONS = 40
+TINY, ROUND = 1e-100, 2.0**-53  # the nearest that float64 comes to 0 and to 1
+
+
+class Corral:
+    """Vertices `(m, d)`, their weights `(m,)`, the scores `(d,)` and the parts that can vary."""
+
+    def __init__(self, regularizer: Separable, scores: Array, vertices: Array, free: Array) -> None:
+        self.regularizer, self.scores, self.free = regularizer, scores, free
+        self.vertices = vertices
+        self.weights = np.full(len(vertices), 1 / len(vertices))
+
+    @property
+    def y(self) -> Array:
+        """The mixture."""
+        return self.weights @ self.vertices
+
+    def slope(self) -> Array:
+        """s - phi'(y); 0 at parts that are the same in every structure."""
+        return self._slope_at(self.y)
+
+    def _slope_at(self, y: Array) -> Array:
+        low, high = self.regularizer.domain
+        inside = y.clip(low + TINY, high - ROUND) if self.regularizer.steep else y
+        gradient = self.regularizer.gradient(torch.from_numpy(inside)).numpy()
+        return np.where(self.free, self.scores - np.where(self.free, gradient, 0.0), 0.0)
+
+    def holds(self, vertex: Array) -> bool:
+        """Whether the vertex is in the mixture already."""
+        return bool((np.abs(self.vertices - vertex).max(1) <= 1e-12).any())
+
+    def add(self, vertex: Array) -> None:
+        """A new vertex, its weight the best one on the way from y.
+
+        (Newton's method alone could not leave y_i = 0 where phi'' is infinite there.)
+        """
+        weight = 0.0 if self._quadratic else self._share(vertex)
+        self.vertices = np.vstack([self.vertices, vertex])
+        self.weights = np.append((1 - weight) * self.weights, weight)
+
+    def _share(self, vertex: Array) -> float:
+        low, high = 0.0, 1.0
+        y = self.y
+        for _ in range(BISECTIONS):
+            middle = 0.5 * (low + high)
+            point = y + middle * (vertex - y)
+            rising = self._slope_at(point) @ (vertex - y) > 0
+            low, high = (middle, high) if rising else (low, middle)
+        return 0.5 * (low + high)
+
+    def correct(self) -> None:
+        """The best weights on the vertices held; those that reach 0 leave."""
+        for _ in range(NEWTON_STEPS):
+            if len(self.weights) == 1 or not self._step():
+                return
+
+    def _step(self) -> bool:
+        """One damped Newton step; whether another is worth taking."""
+        heavy = int(self.weights.argmax())  # as the origin, or small weights drown in rounding
+        others = np.arange(len(self.weights)) != heavy
+        differences = self.vertices[others] - self.vertices[heavy]
+        along = differences @ self.slope()
+        scaled = differences * self._curvature()
+        shift = _solve(scaled @ differences.T, along)
+        decrement = float(along @ shift)
+        if not decrement > 1e-26 * (1 + np.abs(self.scores).max()) ** 2:
+            return False
+        move = np.full(len(self.weights), -shift.sum())
+        move[others] = shift
+        reach = _reach(self.weights, move)
+        step = self._backtrack(move, min(1.0, reach, INSIDE * self._room(move)), decrement)
+        exact = step == 1.0 and self._quadratic
+        moved = self.weights + step * move
+        emptied = (move < 0) & (moved <= 1e-14 * self.weights) if step == reach else moved < 0
+        self._keep(~emptied, moved)
+        return step > 0 and not exact
+
+    def _room(self, move: Array) -> float:
+        """How far along the move a steep regularizer's domain reaches."""
+        if not self.regularizer.steep:
+            return np.inf
+        low, high = self.regularizer.domain
+        y, shift = self.y[self.free], (move @ self.vertices)[self.free]
+        return min(_reach(y - low, shift), _reach(high - y, -shift))
+
+    @property
+    def _quadratic(self) -> bool:
+        return self.regularizer.domain == (-np.inf, np.inf)
+
+    def _curvature(self) -> Array:
+        if self._quadratic:
+            return np.ones_like(self.scores)
+        low, high = self.regularizer.domain
+        inside = self.y.clip(low + TINY, high - ROUND)
+        spread = self.regularizer.spread(torch.from_numpy(inside)).numpy()
+        return np.where(self.free, 1 / np.maximum(spread, TINY), 0.0)
+
+    def _objective(self, weights: Array) -> float:
+        y = np.where(self.free, weights @ self.vertices, 0.0)
+        low, high = self.regularizer.domain
+        if (y < low - 1e-12).any() or (y > high + 1e-12).any():
+            return np.inf
+        y = y.clip(low, high)
+        return float(self.regularizer.value(torch.from_numpy(y)).sum()) - float(self.scores @ y)
+
+    def _backtrack(self, move: Array, step: float, decrement: float) -> float:
+        if self._quadratic:
+            return step
+        start = self._objective(self.weights)
+        noise = 1e-15 * (1 + abs(start))
+        least = 1e-12 * step
+        while step > least:
+            if self._objective(self.weights + step * move) <= start - 1e-4 * step * decrement + noise:
+                return step
+            step *= 0.5
+        return 0.0
+
+    def _keep(self, held: Array, weights: Array) -> None:
+        if not self.regularizer.steep:  # a steep one may have all of a part in a tiny weight
+            held = held & (weights > 1e-14)
+        self.vertices, weights = self.vertices[held], weights[held]
+        self.weights = weights / weights.sum()
+
+
+def _solve(matrix: Array, rhs: Array) -> Array:
+    """A symmetric positive system; least squares where rounding made it singular."""
+    try:
+        factor = np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return np.linalg.lstsq(matrix, rhs, rcond=1e-13)[0]
+    import scipy.linalg
+
+    return scipy.linalg.cho_solve((factor, True), rhs)
+
+
+def _reach(weights: Array, move: Array) -> float:
+    """How far along the move the first weight reaches 0."""
+    falling = move < 0
+    return float((-weights[falling] / move[falling]).min()) if falling.any() else np.inf

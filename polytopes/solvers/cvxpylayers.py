@@ -1,0 +1,113 @@
+"""The cone program through cvxpylayers: a peer to check against, and the derivative of `Convex`."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spigot.polytopes.dispatch import Solver
+from spigot.polytopes.errors import NoStructure
+from spigot.polytopes.problem import Problem, Solution
+from spigot.polytopes.regularizers import Convex, Regularizer, Separable
+from spigot.polytopes.solvers.cone import ConeProgram
+
+__all__ = ["CvxpyLayers"]
+
+
+@dataclass(frozen=True)
+class CvxpyLayers(Solver):
+    """Agrawal et al.'s differentiable cone programs, forward and backward.
+
+    Slower and looser than the other roads (errors of about 1e-4 are common), and independent of
+    them: use it to check one.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Euclidean, Simplex
+        >>> from spigot.polytopes.solvers import CvxpyLayers
+        >>> s = torch.tensor([0.0, 0.5], dtype=torch.float64)
+        >>> Simplex(2).maximize(s, Euclidean(), solver=CvxpyLayers()).round(decimals=3)
+        tensor([0.2500, 0.7500], dtype=torch.float64)
+
+    References:
+        Agrawal, Amos, Barratt, Boyd, Diamond and Kolter, "Differentiable convex optimization
+        layers" (NeurIPS 2019).
+    """
+
+    name: ClassVar[str] = "cvxpylayers"
+    cost: ClassVar[str] = "one cone program an instance, and one linear system backward"
+    exact: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset({"constraints", "vertices"})
+    solves: ClassVar[tuple[type[Regularizer] | None, ...]] = (Separable, Convex)
+
+    def solve(self, problem: Problem) -> Solution:
+        """The layer's forward pass."""
+        with torch.no_grad():
+            value = _forward(problem, problem.flat_scores.detach().double().cpu())
+        scores = problem.flat_scores.double().cpu()
+        penalty = torch.tensor([_penalty(problem, row) for row in value], dtype=torch.float64)
+        shaped = value.reshape(problem.scores.shape)
+        gradient = problem.regularizer.gradient(shaped) if _smooth(problem) else None  # pyright: ignore
+        return Solution.closed_form(shaped, (scores * value).sum(1) - penalty, gradient)
+
+    def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
+        """The layer's backward pass."""
+        with torch.enable_grad():
+            scores = problem.flat_scores.detach().double().cpu().requires_grad_()
+            value = _forward(problem, scores)
+            (pulled,) = torch.autograd.grad(value, scores, grad.flatten(1).double().cpu())
+        return pulled.to(grad).reshape(grad.shape)
+
+
+def _smooth(problem: Problem) -> bool:
+    return isinstance(problem.regularizer, Separable)
+
+
+def _penalty(problem: Problem, y: Tensor) -> float:
+    import cvxpy as cp
+
+    regularizer: Any = problem.regularizer
+    if isinstance(regularizer, Separable):
+        return float(regularizer.value(y.clamp(*regularizer.domain)).sum())
+    constant = cp.Constant(y.reshape(problem.polytope.event_shape).numpy())
+    return float(regularizer.expression(constant).value)
+
+
+def _forward(problem: Problem, scores: Tensor) -> Tensor:  # (n, d) -> (n, d)
+    keep = problem.flat_keep
+    if keep is None:
+        return _parts(problem, np.ones(scores.shape[1], dtype=bool), scores)
+    rows: list[Tensor] = []
+    for i in range(len(scores)):
+        kept = keep[i].cpu()
+        part = _parts(problem, kept.numpy(), scores[i : i + 1, kept])
+        rows.append(torch.zeros_like(scores[i : i + 1]).index_add(1, kept.nonzero().flatten(), part))
+    return torch.cat(rows)
+
+
+def _parts(problem: Problem, kept: np.ndarray, scores: Tensor) -> Tensor:
+    key = ("cvxpylayers", problem.regularizer, kept.tobytes(), threading.get_ident())
+    layers = problem.polytope.scratch
+    if key not in layers:
+        layers[key] = _layer(problem, kept)
+    layer, columns = layers[key]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (x,) = layer(scores)
+    return x[:, columns]
+
+
+def _layer(problem: Problem, kept: np.ndarray) -> tuple[Any, np.ndarray]:
+    from cvxpylayers.torch import CvxpyLayer
+
+    program = ConeProgram(problem, kept)
+    if program.form is None:
+        raise NoStructure(f"keep leaves no structure of {problem.polytope}.")
+    layer = CvxpyLayer(program.problem, parameters=[program.scores], variables=[program.x])
+    return layer, program.form.columns

@@ -1,0 +1,106 @@
+"""Everything that can be had by listing the structures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from spigot.polytopes.dispatch import Solver
+from spigot.polytopes.errors import NoStructure, describe_instances
+from spigot.polytopes.problem import Problem, Solution
+from spigot.polytopes.regularizers import Gibbs, Regularizer
+from spigot.polytopes.solvers.highs import generic_objective
+
+if TYPE_CHECKING:
+    from spigot.polytopes.base import Polytope
+
+__all__ = ["Enumerate", "distinct_vertices"]
+
+TIE = 1e-12  # relative: scores of two vertices this close are equal
+
+
+def distinct_vertices(polytope: Polytope) -> Tensor:  # (m, d)
+    """The declared vertices in float64, duplicates dropped, in their own order."""
+    known: Tensor | None = polytope.scratch.get("distinct vertices")
+    if known is None:
+        points = polytope.vertices().double().flatten(1)
+        groups = points.unique(dim=0, return_inverse=True)[1]
+        first = torch.full((int(groups.max()) + 1,), len(points)).to(groups)
+        first.scatter_reduce_(0, groups, torch.arange(len(points)).to(groups), "amin")
+        known = polytope.scratch["distinct vertices"] = points[first.sort().values]
+    return known
+
+
+@dataclass(frozen=True)
+class Enumerate(Solver):
+    """MAP and Gibbs by the score of every vertex, with samples and the k best."""
+
+    name: ClassVar[str] = "enumeration of the vertices"
+    cost: ClassVar[str] = "O(m d) for m vertices"
+    needs: ClassVar[frozenset[str]] = frozenset({"vertices"})
+    solves: ClassVar[tuple[type[Regularizer] | None, ...]] = (None, Gibbs)
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+
+    def solve(self, problem: Problem) -> Solution:
+        """The best vertex, or the mean of all."""
+        vertices, energies = _scored(problem)
+        if problem.regularizer is None:
+            best = _argmax(vertices, energies)
+            value, objective = vertices[best], energies.gather(1, best[:, None])[:, 0]
+        else:
+            value, objective = energies.softmax(1) @ vertices, energies.logsumexp(1)
+        value = value.to(problem.scores).reshape(problem.scores.shape)
+        return Solution.closed_form(value, objective.to(problem.scores))
+
+    def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
+        """E[v <v, g>] - E[v] E[<v, g>], no covariance matrix formed."""
+        vertices, energies = _scored(problem)
+        chance = energies.softmax(1)
+        along = grad.double().flatten(1) @ vertices.t()  # (n, m)
+        centred = along - (chance * along).sum(1, keepdim=True)
+        return ((chance * centred) @ vertices).to(grad).reshape(grad.shape)
+
+    def sample(self, problem: Problem, count: int, generator: torch.Generator | None) -> Tensor:
+        """Independent draws from the list."""
+        vertices, energies = _scored(problem)
+        drawn = torch.multinomial(energies.softmax(1), count, True, generator=generator)
+        return vertices[drawn.t()].to(problem.scores).reshape(count, *problem.scores.shape)
+
+    def top_k(self, problem: Problem, k: int) -> Tensor:
+        """The k largest scores of the list."""
+        vertices, energies = _scored(problem)
+        fewest = int(energies.isfinite().sum(1).min())
+        if k > fewest:
+            raise ValueError(f"top_k: k = {k}, but an instance has only {fewest} structure(s).")
+        order = energies.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        return vertices[order.t()].to(problem.scores).reshape(k, *problem.scores.shape)
+
+
+def _scored(problem: Problem) -> tuple[Tensor, Tensor]:  # (m, d), (n, m)
+    """The vertices and their scores, -inf at those that use an excluded part."""
+    vertices = distinct_vertices(problem.polytope).to(problem.scores.device)
+    energies = problem.flat_scores.detach().double() @ vertices.t()
+    keep = problem.flat_keep
+    if keep is None:
+        return vertices, energies
+    uses = (vertices.abs() > 1e-12).double()
+    energies = energies.masked_fill((~keep).double() @ uses.t() > 0, -torch.inf)
+    empty = energies.isneginf().all(1)
+    if bool(empty.any()):
+        rows = empty.nonzero().flatten().tolist()
+        raise NoStructure(
+            f"keep leaves no structure of {problem.polytope} in "
+            f"{describe_instances(rows, problem.batch_shape)}."
+        )
+    return vertices, energies
+
+
+def _argmax(vertices: Tensor, energies: Tensor) -> Tensor:  # (n,)
+    """Of the vertices that tie, the one that a fixed generic objective likes best: it is extreme."""
+    best = energies.amax(1, keepdim=True)
+    tied = energies >= best - TIE * (1 + best.abs())
+    generic = torch.from_numpy(generic_objective(vertices.shape[1])).to(vertices)
+    return (vertices @ generic).expand_as(energies).masked_fill(~tied, -torch.inf).argmax(1)

@@ -1,0 +1,295 @@
+"""Linear programs over constraints by HiGHS, ties settled; feasibility, rays and integer hulls."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from spigot.polytopes.canonical import Canonical, masked_form
+from spigot.polytopes.dispatch import Solver
+from spigot.polytopes.errors import ConvergenceError, NoStructure, describe_instances
+from spigot.polytopes.problem import Problem, Solution, Status
+from spigot.polytopes.regularizers import Regularizer
+
+if TYPE_CHECKING:
+    import highspy
+
+__all__ = ["Highs", "LinearProgram", "MixedIntegerProgram", "feasible", "ray"]
+
+TIE = 1e-9  # a reduced cost this small, relative to the largest score, may hide a second optimum
+SNAP = 1e-9  # coordinates this close to an integer are that integer
+
+
+@dataclass(frozen=True)
+class Highs(Solver):
+    """MAP from constraints: a vertex by the simplex method, always the same one.
+
+    Where the optimum is not unique (a nonbasic variable without reduced cost), a second linear
+    program over the optimal face maximises a fixed generic objective on y, so the vertex is one of
+    M, not of the lifted set, and does not depend on the batch, on threads or on earlier calls.
+
+    Args:
+        max_steps: simplex iterations an instance.
+    """
+
+    max_steps: int = 1_000_000
+    name: ClassVar[str] = "linear program (HiGHS)"
+    cost: ClassVar[str] = "one simplex run an instance"
+    needs: ClassVar[frozenset[str]] = frozenset({"constraints"})
+    solves: ClassVar[tuple[type[Regularizer] | None, ...]] = (None,)
+
+    def solve(self, problem: Problem) -> Solution:
+        """One linear program an instance."""
+        scores, keep = problem.on_cpu().flat_scores.numpy(), problem.flat_keep
+        masks = None if keep is None else keep.cpu().numpy()
+        values, steps = np.zeros_like(scores), np.zeros(len(scores), dtype=np.int64)
+        stopped = np.zeros(len(scores), dtype=np.int64)
+        for i, row in enumerate(scores):
+            kept = np.ones(len(row), dtype=bool) if masks is None else masks[i]
+            program = _program(masked_form(problem.polytope, None if masks is None else kept))
+            answer = program.vertex(row[kept], self.max_steps)
+            if answer is None:
+                raise NoStructure(
+                    f"keep leaves no structure of {problem.polytope} in "
+                    f"{describe_instances([i], problem.batch_shape)}."
+                )
+            values[i, kept], steps[i], stopped[i] = answer
+        value = torch.from_numpy(values).to(problem.scores).reshape(problem.scores.shape)
+        return Solution(
+            value,
+            torch.from_numpy(stopped),
+            torch.from_numpy(steps),
+            gap=value.new_zeros(len(scores)),
+            objective=(problem.flat_scores * value.flatten(1)).sum(1),
+        )
+
+
+def _program(form: Canonical) -> LinearProgram:
+    """The form's program of this thread: HiGHS objects are not shared."""
+    key = ("highs", threading.get_ident())
+    program = form.scratch.get(key)
+    if program is None:
+        program = form.scratch[key] = LinearProgram(form)
+    return program
+
+
+@lru_cache(maxsize=64)
+def generic_objective(size: int) -> np.ndarray:
+    """Fixed numbers in [1, 2) with no linear relation among them, almost surely."""
+    return 1 + np.random.Generator(np.random.PCG64(20201116)).random(size)
+
+
+class LinearProgram:
+    """max <c, y> over a canonical form, solved from scratch for each c."""
+
+    def __init__(self, form: Canonical) -> None:
+        self.form = form
+        self.model = _model(form, np.zeros(form.variables))
+        self.columns = np.arange(form.variables, dtype=np.int32)
+        rows = form.A.shape[0] + form.G.shape[0]
+        self.rows = np.arange(rows, dtype=np.int32)
+        self.row_lower = np.concatenate([form.b, np.full(form.G.shape[0], -np.inf)])
+        self.row_upper = np.concatenate([form.b, form.h])
+
+    def vertex(self, scores: np.ndarray, max_steps: int) -> tuple[np.ndarray, int, Status] | None:
+        """A vertex of M of largest score, the steps taken and the status; None if infeasible."""
+        import highspy
+
+        if self.form.variables == 0:
+            return scores, 0, Status.CONVERGED
+        self.model.setOptionValue("simplex_iteration_limit", max_steps)
+        scale = float(np.abs(scores).max(initial=0.0))
+        factor = 1 / scale if 0 < scale < 1 else min(1.0, 1e7 / max(scale, 1.0))
+        steps = self._run(scores * factor)
+        if self.model.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
+            return None
+        status, value = self._read()
+        if status == Status.CONVERGED and self._tied(TIE * scale * factor):
+            more, status, value = self._settle(TIE * max(scale * factor, TIE))
+            steps += more
+        return _snap(value), steps, status
+
+    def _read(self) -> tuple[Status, np.ndarray]:
+        import highspy
+
+        good = self.model.getModelStatus() == highspy.HighsModelStatus.kOptimal
+        value = np.array(self.model.getSolution().col_value)[self.form.columns]
+        return Status.CONVERGED if good else Status.STOPPED, value
+
+    def _run(self, objective: np.ndarray) -> int:
+        cost = np.zeros(self.form.variables)
+        cost[self.form.columns] = objective
+        self.model.clearSolver()
+        self.model.changeColsCost(len(cost), self.columns, cost)
+        self.model.run()
+        return int(self.model.getInfo().simplex_iteration_count)
+
+    def _movable(self) -> tuple[np.ndarray, np.ndarray]:
+        """Nonbasic columns and rows that are not fixed by their own bounds."""
+        import highspy
+
+        basis, basic = self.model.getBasis(), highspy.HighsBasisStatus.kBasic
+        columns = np.array([status != basic for status in basis.col_status], dtype=bool)
+        rows = np.array([status != basic for status in basis.row_status], dtype=bool)
+        return (
+            columns & (self.form.lower < self.form.upper),
+            rows & (self.row_lower < self.row_upper),
+        )
+
+    def _tied(self, tolerance: float) -> bool:
+        solution = self.model.getSolution()
+        columns, rows = self._movable()
+        flat_columns = np.abs(solution.col_dual)[columns] <= tolerance
+        return bool(flat_columns.any() or (np.abs(solution.row_dual)[rows] <= tolerance).any())
+
+    def _settle(self, tolerance: float) -> tuple[int, Status, np.ndarray]:
+        """Maximises the generic objective over the optimal face, then restores the bounds."""
+        solution = self.model.getSolution()
+        columns, rows = self._movable()
+        columns &= np.abs(solution.col_dual) > tolerance
+        rows &= np.abs(solution.row_dual) > tolerance
+        x, activity = np.array(solution.col_value), np.array(solution.row_value)
+        form, model = self.form, self.model
+        lower, upper = np.where(columns, x, form.lower), np.where(columns, x, form.upper)
+        low, high = np.where(rows, activity, self.row_lower), np.where(rows, activity, self.row_upper)
+        model.changeColsBounds(len(x), self.columns, lower, upper)
+        model.changeRowsBounds(len(activity), self.rows, low, high)
+        steps = self._run(generic_objective(len(form.columns)))
+        status, value = self._read()
+        model.changeColsBounds(len(x), self.columns, form.lower, form.upper)
+        model.changeRowsBounds(len(activity), self.rows, self.row_lower, self.row_upper)
+        return steps, status, value
+
+
+def _snap(value: np.ndarray) -> np.ndarray:
+    nearest = np.round(value)
+    return np.where(np.abs(value - nearest) <= SNAP, nearest, value) + 0.0
+
+
+def _model(form: Canonical, cost: np.ndarray, integer: np.ndarray | None = None) -> highspy.Highs:
+    import highspy
+    import scipy.sparse as sp
+
+    matrix = sp.vstack([form.A, form.G], format="csc")
+    lp = highspy.HighsLp()
+    lp.num_row_, lp.num_col_ = matrix.shape
+    lp.col_cost_, lp.col_lower_, lp.col_upper_ = cost, form.lower, form.upper
+    lp.row_lower_ = np.concatenate([form.b, np.full(form.G.shape[0], -np.inf)])
+    lp.row_upper_ = np.concatenate([form.b, form.h])
+    lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
+    lp.a_matrix_.start_, lp.a_matrix_.index_ = matrix.indptr, matrix.indices
+    lp.a_matrix_.value_ = matrix.data
+    lp.sense_ = highspy.ObjSense.kMaximize
+    if integer is not None:
+        kinds = highspy.HighsVarType
+        lp.integrality_ = [kinds.kInteger if flag else kinds.kContinuous for flag in integer]
+    model = highspy.Highs()
+    for option, setting in _OPTIONS.items():
+        model.setOptionValue(option, setting)
+    model.passModel(lp)
+    return model
+
+
+_OPTIONS: dict[str, Any] = {
+    "output_flag": False,
+    "threads": 1,
+    "parallel": "off",
+    "presolve": "off",
+    "primal_feasibility_tolerance": 1e-9,
+    "dual_feasibility_tolerance": 1e-9,
+}
+
+
+def feasible(form: Canonical) -> bool:
+    """Whether some point satisfies the rows."""
+    import highspy
+
+    if bool((form.lower > form.upper + 1e-9).any()):
+        return False
+    model = _model(form, np.zeros(form.variables))
+    model.run()
+    return model.getModelStatus() == highspy.HighsModelStatus.kOptimal
+
+
+def ray(form: Canonical) -> np.ndarray | None:
+    """A direction along which y leaves every box, or None: two generic programs over the cone."""
+    cone = Canonical(
+        form.A,
+        np.zeros_like(form.b),
+        form.G,
+        np.zeros_like(form.h),
+        np.where(np.isfinite(form.lower), 0.0, -np.inf),
+        np.where(np.isfinite(form.upper), 0.0, np.inf),
+        form.columns,
+    )
+    cone.lower[form.columns] = np.maximum(cone.lower[form.columns], -1)
+    cone.upper[form.columns] = np.minimum(cone.upper[form.columns], 1)
+    objective = generic_objective(len(form.columns))
+    for sign in (1.0, -1.0):
+        cost = np.zeros(form.variables)
+        cost[form.columns] = sign * objective
+        model = _model(cone, cost)
+        model.run()
+        if model.getInfo().objective_function_value > 1e-6:
+            return np.array(model.getSolution().col_value)[form.columns]
+    return None
+
+
+class MixedIntegerProgram:
+    """max <c, y> over the integer points of a canonical form, to a gap of 0."""
+
+    def __init__(self, form: Canonical, integer: np.ndarray) -> None:
+        self.form, self.integer = form, integer
+        y_lower, y_upper = form.lower[form.columns], form.upper[form.columns]
+        self.binary = bool(((y_lower >= 0) & (y_upper <= 1)).all())
+
+    def vertex(self, scores: np.ndarray) -> np.ndarray | None:
+        """A best integer point that is a vertex of the hull; None where there is no point.
+
+        Every 0/1 point is a vertex. Beyond 0/1, a second program takes the best point of a fixed
+        generic objective among those of largest score, which is extreme.
+        """
+        best = self._best(self.form, scores)
+        if best is None or self.binary:
+            return best
+        slack = 1e-9 * (1 + abs(float(scores @ best)))
+        return self._best(self._with_score(scores, float(scores @ best) - slack), None)
+
+    def _with_score(self, scores: np.ndarray, least: float) -> Canonical:
+        import scipy.sparse as sp
+
+        row = np.zeros((1, self.form.variables))
+        row[0, self.form.columns] = -scores
+        rows = sp.vstack([self.form.G, sp.csr_matrix(row)], format="csr")
+        return replace(self.form, G=rows, h=np.append(self.form.h, -least))
+
+    def _best(self, form: Canonical, scores: np.ndarray | None) -> np.ndarray | None:
+        import highspy
+
+        cost = np.zeros(form.variables)
+        generic = generic_objective(len(form.columns))
+        cost[form.columns] = generic if scores is None else scores
+        model = _model(form, cost, self.integer)
+        for option in ("mip_rel_gap", "mip_abs_gap"):
+            model.setOptionValue(option, 0.0)
+        model.setOptionValue("mip_feasibility_tolerance", 1e-9)
+        model.setOptionValue("presolve", "choose")
+        model.run()
+        if model.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+            return None
+        found = np.array(model.getSolution().col_value)[form.columns]
+        rounded = np.round(found) + 0.0
+        if np.abs(found - rounded).max() > 1e-9 and not feasible(_fixed(form, rounded)):
+            raise ConvergenceError(f"HiGHS's integer point {found} does not round to a feasible one.")
+        return rounded
+
+
+def _fixed(form: Canonical, y: np.ndarray) -> Canonical:
+    lower, upper = form.lower.copy(), form.upper.copy()
+    lower[form.columns] = upper[form.columns] = y
+    return replace(form, lower=lower, upper=upper)

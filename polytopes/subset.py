@@ -1,0 +1,285 @@
+"""Subsets of d parts: all of them (`Hypercube`), or those of k parts (`Subset`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from spigot.polytopes import elementary
+from spigot.polytopes.base import Polytope
+from spigot.polytopes.budget import Budget, BudgetRule
+from spigot.polytopes.dispatch import Road, rule
+from spigot.polytopes.errors import NoStructure, describe_instances
+from spigot.polytopes.problem import Problem, Solution
+from spigot.polytopes.regularizers import FermiDirac, Gibbs, Separable
+
+if TYPE_CHECKING:
+    import cvxpy as cp
+
+__all__ = ["Hypercube", "Subset"]
+
+
+class _Box(Polytope, abstract=True):
+    """What subsets share: parts in [0, 1], sizes that count parts, labels that list them."""
+
+    d: int
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """`(d,)`."""
+        return (self.d,)
+
+    @property
+    def budget(self) -> Budget | None:
+        """How many parts."""
+        raise NotImplementedError
+
+    @property
+    def most(self) -> int:
+        """The most parts a subset has."""
+        budget = self.budget
+        return self.d if budget is None else budget.total
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """0 and 1."""
+        return torch.zeros(self.d).double(), torch.ones(self.d).double()
+
+    @property
+    def length_range(self) -> tuple[int, int]:
+        """As many as a subset needs, to d."""
+        budget = self.budget
+        return (0 if budget is None or budget.at_most else budget.total), self.d
+
+    def padding(self, lengths: Tensor) -> Tensor:
+        """The first `lengths` parts."""
+        return torch.arange(self.d, device=lengths.device) < lengths[..., None]
+
+    def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
+        """0/1 vectors `(*batch, d)` of index sets `(*batch, most)`, padded with -1 at their end."""
+        index = torch.as_tensor(labels)
+        if index.is_floating_point():
+            raise TypeError(f"labels must be part indices, got dtype {index.dtype}.")
+        limit = torch.full(index.shape[:-1], self.d) if lengths is None else lengths
+        wrong = (index < -1) | (index >= limit.to(index.device)[..., None])
+        if bool(wrong.any()):
+            raise ValueError(f"labels must be part indices below {self.d}, or -1 for padding.")
+        slots = torch.where(index < 0, self.d, index).long()  # padding goes to one slot too many
+        padded = torch.zeros(*index.shape[:-1], self.d + 1, device=index.device)
+        vertices = padded.scatter_add_(-1, slots, torch.ones(slots.shape, device=index.device))
+        vertices = vertices[..., : self.d]
+        size = vertices.sum(-1)
+        low = self.length_range[0]
+        if bool((vertices > 1).any() | (size > self.most).any() | (size < low).any()):
+            raise ValueError(f"labels must be sets of {low} to {self.most} distinct parts of {self}.")
+        return vertices.to(torch.get_default_dtype())
+
+    def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Index sets `(*batch, most)`, ascending, padded with -1 at their end."""
+        order = torch.arange(self.d, device=vertices.device).expand(vertices.shape)
+        slots = torch.where(vertices > 0.5, order, self.d).sort(-1).values[..., : self.most]
+        return torch.where(slots < self.d, slots, -1)
+
+
+@dataclass(frozen=True)
+class Hypercube(_Box):
+    """{0 <= y <= 1}: every subset of d parts. Labels are index sets padded with -1.
+
+    Args:
+        d: how many parts, at least 1.
+
+    Raises:
+        ValueError: d < 1.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Hypercube
+        >>> Hypercube(3).maximize(torch.tensor([0.5, -1.0, 0.2]))
+        tensor([1., 0., 1.])
+        >>> Hypercube(3).decode(torch.tensor([1.0, 0.0, 1.0]))
+        tensor([ 0,  2, -1])
+    """
+
+    d: int
+
+    def __post_init__(self) -> None:
+        if self.d < 1:
+            raise ValueError(f"Hypercube(d={self.d}): d must be at least 1.")
+
+    @property
+    def budget(self) -> None:
+        """None: any number of parts."""
+        return
+
+    def argmax(self, scores: Tensor) -> Tensor:
+        """The parts of positive score."""
+        return (scores > 0).to(scores)
+
+    def constraints(self, y: cp.Variable) -> list[cp.Constraint]:
+        """The box."""
+        return [y >= 0, y <= 1]
+
+
+@dataclass(frozen=True)
+class Subset(_Box):
+    """{0 <= y <= 1 : sum y = k}: the subsets of k parts; with `at_most`, of k parts or fewer.
+
+    Labels are index sets `(*batch, k)`, ascending, padded with -1.
+
+    Args:
+        d: how many parts there are, at least 1.
+        k: how many are chosen, 0 to d.
+        at_most: whether fewer will do.
+
+    Raises:
+        ValueError: d < 1, or k not in 0..d.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Subset
+        >>> scores = torch.tensor([0.3, 1.0, -0.2, 0.1])
+        >>> Subset(4, 2).maximize(scores)
+        tensor([1., 1., 0., 0.])
+        >>> Subset(4, 2).project(scores)
+        tensor([0.5667, 1.0000, 0.0667, 0.3667])
+        >>> Subset(4, 3, at_most=True).decode(Subset(4, 3, at_most=True).maximize(scores - 0.2))
+        tensor([ 0,  1, -1])
+
+    References:
+        Gibbs: Ahmed, Zeng, Niepert and Van den Broeck, "SIMPLE" (ICLR 2023), section 3.
+        FermiDirac: Amos, Koltun and Kolter, "The limited multi-label projection layer" (2019).
+    """
+
+    d: int
+    k: int
+    at_most: bool = False
+
+    def __post_init__(self) -> None:
+        if self.d < 1:
+            raise ValueError(f"Subset(d={self.d}): d must be at least 1.")
+        if not 0 <= self.k <= self.d:
+            raise ValueError(f"Subset(d={self.d}, k={self.k}): k must lie in 0..{self.d}.")
+
+    @property
+    def budget(self) -> Budget:
+        """K parts."""
+        return Budget(self.k, self.at_most)
+
+    def argmax(self, scores: Tensor) -> Tensor:
+        """The k largest parts, the first ones at ties; with `at_most`, the positive ones of them."""
+        chosen = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.k]
+        best = torch.zeros_like(scores).scatter_(-1, chosen, 1.0)
+        return best * (scores > 0) if self.at_most else best
+
+    def constraints(self, y: cp.Variable) -> list[cp.Constraint]:
+        """The box and the budget."""
+        import cvxpy as cp
+
+        total = cp.sum(y)
+        return [y >= 0, y <= 1, total <= self.k if self.at_most else total == self.k]
+
+
+def _masked(problem: Problem) -> Tensor:  # (n, d), -inf where excluded
+    keep = problem.keep
+    if keep is None:
+        return problem.scores
+    least = problem.polytope.length_range[0]
+    short = keep.sum(1) < least
+    if bool(short.any()):
+        rows = short.nonzero().flatten().tolist()
+        raise NoStructure(
+            f"keep leaves {int(keep[rows[0]].sum())} part(s) of {problem.polytope}, which needs "
+            f"{least}, in {describe_instances(rows, problem.batch_shape)}."
+        )
+    return problem.scores.masked_fill(~keep, -torch.inf)
+
+
+@rule(_Box, None)
+class LargestParts(Road):
+    """The largest parts."""
+
+    name = "largest parts"
+    cost = "O(d log d); O(d) for Hypercube"
+
+    def solve(self, problem: Problem) -> Solution:
+        """0/1 vectors."""
+        value = problem.polytope.argmax(_masked(problem))
+        return Solution.closed_form(value, (problem.scores * value).sum(-1))
+
+
+@rule(_Box, Separable)
+class BoxBudget(BudgetRule):
+    """One multiplier."""
+
+    def solve(self, problem: Problem) -> Solution:
+        """As for every budget, once each instance has parts enough."""
+        _masked(problem)
+        return super().solve(problem)
+
+
+@rule(Hypercube, Gibbs, FermiDirac)
+class Sigmoid(Road):
+    """Parts of the hypercube are independent: Gibbs and FermiDirac are the same."""
+
+    name = "sigmoid"
+    cost = "O(d)"
+
+    def solve(self, problem: Problem) -> Solution:
+        """1 / (1 + exp(-s))."""
+        scores = _masked(problem)
+        gradient = None if isinstance(problem.regularizer, Gibbs) else scores
+        objective = torch.nn.functional.softplus(scores).sum(-1)
+        return Solution.closed_form(scores.sigmoid(), objective, gradient)
+
+    def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
+        """p (1 - p) grad."""
+        return solution.value * (1 - solution.value) * grad
+
+    def sample(self, problem: Problem, count: int, generator: torch.Generator | None) -> Tensor:
+        """Independent coins."""
+        chance = _masked(problem).sigmoid()
+        drawn = torch.rand(
+            count, *chance.shape, generator=generator, dtype=chance.dtype, device=chance.device
+        )
+        return (drawn < chance).to(chance)
+
+
+@rule(Subset, Gibbs)
+class ElementarySymmetric(Road):
+    """Marginals by elementary symmetric polynomials of exp(s), in log space.
+
+    In float64 throughout: at peaked scores the logarithms differ by less than float32 resolves.
+    """
+
+    name = "elementary symmetric polynomials"
+    cost = "O(d k)"
+
+    def solve(self, problem: Problem) -> Solution:
+        """The gradient of the log-partition."""
+        with torch.enable_grad():
+            scores = _masked(problem).detach().double().requires_grad_()
+            total = elementary.log_partition(scores, _subset(problem))
+            (marginals,) = torch.autograd.grad(total.sum(), scores)
+        return Solution.closed_form(marginals, total.detach())
+
+    def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
+        """Covariance times grad: the log-partition differentiated twice."""
+        with torch.enable_grad():
+            scores = _masked(problem).detach().double().requires_grad_()
+            total = elementary.log_partition(scores, _subset(problem))
+            (marginals,) = torch.autograd.grad(total.sum(), scores, create_graph=True)
+            (product,) = torch.autograd.grad((marginals * grad.double()).sum(), scores)
+        return product
+
+    def sample(self, problem: Problem, count: int, generator: torch.Generator | None) -> Tensor:
+        """Parts one by one, from the last, each given how many are still to choose."""
+        scores = _masked(problem).double()
+        return elementary.sample(scores, _subset(problem), count, generator)
+
+
+def _subset(problem: Problem) -> Budget:
+    assert isinstance(problem.polytope, Subset)
+    return problem.polytope.budget
