@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from spigot.polytopes.canonical import Canonical
 
-__all__ = ["Polytope"]
+__all__ = ["Checked", "Polytope", "certificate", "check_converged", "empty_or"]
 
 FACTS = ("argmax", "constraints", "vertices")
 
@@ -200,12 +201,14 @@ class Polytope:
             >>> import torch
             >>> from spigot.polytopes import Euclidean, Simplex
             >>> solution = Simplex(3).solve(torch.tensor([1.0, 0.5, -3.0]), Euclidean())
-            >>> solution.value, bool(solution.converged)
-            (tensor([0.7500, 0.2500, 0.0000]), True)
+            >>> solution.value
+            tensor([0.7500, 0.2500, 0.0000])
+            >>> bool(solution.converged), solution.gap
+            (True, tensor(0.))
         """
         road = dispatch.choose(self, regularizer, solver)
         problem = pose(self, scores.detach(), regularizer, lengths, keep)
-        solution = _run(road, problem)
+        solution = empty_or(road, problem)
         if solution.gap is None and (regularizer is None or isinstance(regularizer, Separable)):
             solution = _certified(problem, solution)
         if throw:
@@ -446,15 +449,23 @@ class Polytope:
 
 
 class Checked(Road):
-    """A road that raises where an instance did not converge."""
+    """A road that raises where an instance did not converge.
 
-    def __init__(self, road: Road) -> None:
+    Args:
+        road: the road.
+        truncated: whether an answer that ran out of steps will do, as where the user set a budget.
+    """
+
+    def __init__(self, road: Road, truncated: bool = False) -> None:
         self.road = road
+        self.accepted = (
+            (Status.CONVERGED, Status.STOPPED) if truncated else (Status.CONVERGED,)
+        )
 
     def solve(self, problem: Problem) -> Solution:
         """The same, checked."""
         solution = self.road.solve(problem)
-        check_converged(self.road, problem, solution)
+        check_converged(self.road, problem, solution, self.accepted)
         return solution
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
@@ -462,11 +473,17 @@ class Checked(Road):
         return self.road.vjp(problem, solution, grad)
 
 
-def check_converged(road: Road, problem: Problem, solution: Solution) -> None:
+def check_converged(
+    road: Road,
+    problem: Problem,
+    solution: Solution,
+    accepted: tuple[Status, ...] = (Status.CONVERGED,),
+) -> None:
     """Raises a ConvergenceError that names the instances and the gaps reached."""
-    if bool((solution.status == Status.CONVERGED).all()):
+    wrong = torch.stack([solution.status != status for status in accepted]).all(0)
+    if not bool(wrong.any()):
         return
-    rows = (solution.status != Status.CONVERGED).nonzero().flatten().tolist()
+    rows = wrong.nonzero().flatten().tolist()
     status = Status(int(solution.status[rows[0]]))
     gap = "" if solution.gap is None else f", gap {solution.gap[rows[0]].item():.2g}"
     raise ConvergenceError(
@@ -494,12 +511,11 @@ def certificate(problem: Problem, y: Tensor) -> Tensor:  # (n,)
 
 
 def _certified(problem: Problem, solution: Solution) -> Solution:
-    from dataclasses import replace
-
     return replace(solution, gap=certificate(problem, solution.value.to(problem.scores)))
 
 
-def _run(road: Road, problem: Problem) -> Solution:
+def empty_or(road: Road, problem: Problem) -> Solution:
+    """The road's solution, or the empty one of an empty batch."""
     if problem.size:
         return road.solve(problem)
     none = problem.scores.new_zeros(0)

@@ -144,7 +144,7 @@ class Oracle(Polytope):
         >>> import torch
         >>> from spigot.polytopes import Oracle
         >>> top = Oracle(lambda s: np.eye(len(s))[s.argmax()], (3,))
-        >>> top.project(torch.tensor([0.1, 0.9, 0.3]))
+        >>> top.project(torch.tensor([-0.5, 0.9, 0.3]))
         tensor([0.0000, 0.8000, 0.2000])
     """
 

@@ -137,5 +137,5 @@ def _place(
 ) -> Tensor | tuple[Face, ...] | None:
     if not isinstance(item, Tensor):
         return item
-    item = item.reshape(*batch_shape, *item.shape[1:]).to(device)
+    item = item.reshape(torch.Size(batch_shape) + item.shape[1:]).to(device)
     return item.to(dtype) if item.is_floating_point() else item

@@ -289,3 +289,9 @@ class Convex(Regularizer):
     def expression(self, y: cp.Expression) -> cp.Expression:
         """The function itself."""
         return self.function(y)
+
+    def value(self, y: Tensor) -> Tensor:  # (*event) -> ()
+        """Its value at one point."""
+        import cvxpy as cp
+
+        return torch.as_tensor(self.function(cp.Constant(y.detach().cpu().numpy())).value).to(y)

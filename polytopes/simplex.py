@@ -37,7 +37,7 @@ class Simplex(Polytope):
         >>> simplex = Simplex(3)
         >>> simplex.maximize(torch.tensor([0.1, 0.9, 0.3]))
         tensor([0., 1., 0.])
-        >>> simplex.project(torch.tensor([0.1, 0.9, 0.3]))
+        >>> simplex.project(torch.tensor([-0.5, 0.9, 0.3]))
         tensor([0.0000, 0.8000, 0.2000])
         >>> simplex.decode(simplex.encode(torch.tensor([2, 0])))
         tensor([2, 0])

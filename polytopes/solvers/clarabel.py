@@ -158,8 +158,9 @@ class _QuadraticProgram:
         if "PrimalInfeasible" in str(found.status):
             return None
         x, multipliers, slacks = (np.array(item) for item in (found.x, found.z, found.s))
-        face = self.rows.face(self.rows.binding(multipliers, slacks))
-        y = x[self.form.columns]
+        binding = self.rows.binding(multipliers, slacks)
+        face = self.rows.face(binding)
+        y = self.rows.at_bounds(x, binding)[self.form.columns]
         polished = y + face.pull(scores - y, np.ones_like(y))
         good = np.abs(polished - y).max() <= 1e-4 * (1 + np.abs(y).max())
         clean = str(found.status) in ("Solved", "AlmostSolved")

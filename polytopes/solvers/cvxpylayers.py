@@ -70,13 +70,9 @@ def _smooth(problem: Problem) -> bool:
 
 
 def _penalty(problem: Problem, y: Tensor) -> float:
-    import cvxpy as cp
-
     regularizer: Any = problem.regularizer
-    if isinstance(regularizer, Separable):
-        return float(regularizer.value(y.clamp(*regularizer.domain)).sum())
-    constant = cp.Constant(y.reshape(problem.polytope.event_shape).numpy())
-    return float(regularizer.expression(constant).value)
+    point = y.clamp(*regularizer.domain).reshape(problem.polytope.event_shape)
+    return float(regularizer.value(point).sum())
 
 
 def _forward(problem: Problem, scores: Tensor) -> Tensor:  # (n, d) -> (n, d)

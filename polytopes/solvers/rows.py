@@ -34,6 +34,13 @@ class Rows:
         bind[:equalities] = True
         return bind
 
+    def at_bounds(self, x: np.ndarray, binding: np.ndarray) -> np.ndarray:
+        """x with the variables that a binding row fixes alone set to that value exactly."""
+        single = binding & (np.diff(self.matrix.indptr) == 1)
+        rows, exact = self.matrix[single], x.copy()
+        exact[rows.indices] = self.limits[single] / rows.data + 0.0
+        return exact
+
     def face(self, binding: np.ndarray) -> Face:
         """The directions along which the binding rows do not change."""
         single = np.diff(self.matrix.indptr)[binding] == 1

@@ -1,0 +1,158 @@
+"""A structure in the forward pass, a pull-back in the backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from spigot.polytopes import Polytope, Solution
+from spigot.polytopes.base import empty_or
+from spigot.polytopes.dispatch import Road, Solver
+from spigot.polytopes.posing import pose
+from spigot.polytopes.problem import Problem
+from spigot.pullback.downstream import Downstream
+from spigot.pullback.estimators import PullBack
+from spigot.pullback.steps import road
+
+__all__ = ["Argmax"]
+
+
+class Argmax(nn.Module):
+    """z(s) = argmax over y in M of <s, y>, with a surrogate gradient.
+
+    Args:
+        polytope: M.
+        pullback: the backward rule, such as `SPIGOT(step_size=1.0)`. Its `forward` says what the
+            layer returns: vertices unless it names a regularizer.
+        solver: forces a generic road in the forward pass.
+
+    Raises:
+        UnsupportedProblem: when the layer is made, if the polytope cannot do what the pull-back needs.
+
+    Example:
+        >>> import torch
+        >>> from spigot.layers import Argmax
+        >>> from spigot.polytopes import Subset
+        >>> from spigot.pullback import SPIGOT
+        >>> layer = Argmax(Subset(4, 2), SPIGOT(step_size=1.0))
+        >>> layer
+        Argmax(Subset(d=4, k=2, at_most=False), SPIGOT(step_size=1.0))
+        >>> scores = torch.tensor([0.1, 0.4, 0.3, 0.2], requires_grad=True)
+        >>> z = layer(scores)
+        >>> z.detach()
+        tensor([0., 1., 1., 0.])
+        >>> (z @ torch.tensor([0.0, 0.5, 0.0, 0.0])).backward()
+        >>> scores.grad
+        tensor([-0.1667,  0.3333,  0.0000, -0.1667])
+
+    References:
+        Mihaylova, Niculae and Martins, "Understanding the Mechanics of SPIGOT" (EMNLP 2020).
+    """
+
+    def __init__(self, polytope: Polytope, pullback: PullBack, *, solver: Solver | None = None) -> None:
+        super().__init__()
+        self.polytope = polytope
+        self.pullback = pullback
+        self.solver = solver
+        road(polytope, pullback.forward, solver)
+        pullback.check(polytope)
+
+    def __repr__(self) -> str:
+        solver = "" if self.solver is None else f", solver={self.solver}"
+        return f"Argmax({self.polytope}, {self.pullback}{solver})"
+
+    @overload
+    def forward(
+        self,
+        scores: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+        downstream: Callable[[Tensor], Tensor] | None = None,
+        return_solution: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        scores: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+        downstream: Callable[[Tensor], Tensor] | None = None,
+        return_solution: Literal[True],
+    ) -> tuple[Tensor, Solution]: ...
+
+    def forward(
+        self,
+        scores: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+        downstream: Callable[[Tensor], Tensor] | None = None,
+        return_solution: bool = False,
+    ) -> Tensor | tuple[Tensor, Solution]:
+        """Structures of largest score.
+
+        Args:
+            scores: `(*batch, *event)`.
+            lengths: `(*batch,)`, integers.
+            keep: bool, broadcast to the scores; excluded parts have gradient exactly 0.
+            downstream: mu `(*batch, *event)` -> loss `(*batch)`, each instance's own loss, never
+                divided by the batch size; evaluated again in the backward at points other than the
+                forward value.
+            return_solution: whether to return the forward's `Solution` too.
+
+        Returns:
+            `(*batch, *event)`: vertices, or points of M if the pull-back's `forward` says so.
+        """
+        rule = road(self.polytope, self.pullback.forward, self.solver)
+        problem = pose(self.polytope, scores, self.pullback.forward, lengths, keep)
+        context = _Context(problem, rule, self.pullback, downstream)
+        flat: Tensor = _Vertices.apply(problem.scores, context)  # pyright: ignore
+        value = flat.reshape(scores.shape).to(scores.dtype)
+        if not return_solution:
+            return value
+        assert context.solution is not None
+        return value, context.solution.batched(problem.batch_shape, scores.dtype, scores.device)
+
+
+@dataclass(eq=False)
+class _Context:
+    """What the backward needs besides the upstream gradient."""
+
+    problem: Problem
+    road: Road
+    pullback: PullBack
+    closure: Callable[[Tensor], Tensor] | None
+    solution: Solution | None = None
+    downstream: Downstream | None = None
+
+
+class _Vertices(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, context: _Context) -> Tensor:
+        problem = context.problem = context.problem.with_scores(scores.detach())
+        context.solution = empty_or(context.road, problem)
+        if context.closure is not None:
+            context.downstream = Downstream.capture(
+                context.closure, problem.batch_shape, scores.device
+            )
+        ctx.context = context
+        return context.solution.value.to(scores, copy=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        held: _Context = ctx.context
+        if held.problem.size == 0:
+            return torch.zeros_like(grad), None
+        assert held.solution is not None
+        surrogate = held.pullback.surrogate(held.problem, held.solution, grad, held.downstream)
+        return surrogate.to(grad), None

@@ -1,0 +1,146 @@
+"""Losses that a structure and a regularizer define."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spigot.polytopes import Gibbs, Polytope, Regularizer
+from spigot.polytopes import implicit
+from spigot.polytopes.dispatch import Solver
+from spigot.polytopes.errors import describe_instances
+from spigot.polytopes.posing import check_event, pose
+from spigot.polytopes.problem import Problem
+from spigot.polytopes.regularizers import Convex, Separable
+from spigot.pullback.steps import road
+
+__all__ = ["FenchelYoungLoss"]
+
+
+class FenchelYoungLoss(nn.Module):
+    """Omega*(s) + Omega(y) - <s, y>, whose gradient is maximize(M, s, Omega) - y.
+
+    None gives the perceptron loss, `Gibbs()` the CRF's negative log-likelihood, `Euclidean()`
+    SparseMAP's loss. It is nonnegative, and zero where y = maximize(M, s, Omega). (With Gibbs,
+    Omega(y) counts as 0, which is exact at vertices; elsewhere the value is up to that constant.)
+
+    Args:
+        polytope: M.
+        regularizer: Omega; None for the perceptron loss.
+        reduction: "mean" or "sum" over the batch, or "none".
+        validate: whether targets are checked to lie in M, at the cost of a projection.
+        solver: forces a generic road.
+
+    Raises:
+        ValueError: an unknown reduction.
+        UnsupportedProblem: when the loss is made, if no road leads there.
+
+    Example:
+        >>> import torch
+        >>> from spigot.layers import FenchelYoungLoss
+        >>> from spigot.polytopes import Gibbs, Simplex
+        >>> loss = FenchelYoungLoss(Simplex(3), Gibbs())
+        >>> scores = torch.tensor([[2.0, 0.0, 0.0]], requires_grad=True)
+        >>> value = loss(scores, labels=torch.tensor([0]))
+        >>> value.allclose(torch.nn.functional.cross_entropy(scores, torch.tensor([0])))
+        True
+
+    References:
+        Blondel, Martins and Niculae, "Learning with Fenchel-Young losses" (JMLR 2020), definition 2.
+    """
+
+    def __init__(
+        self,
+        polytope: Polytope,
+        regularizer: Regularizer | None = None,
+        *,
+        reduction: str = "mean",
+        validate: bool = True,
+        solver: Solver | None = None,
+    ) -> None:
+        super().__init__()
+        if reduction not in _REDUCTIONS:
+            raise ValueError(f"reduction must be one of {sorted(_REDUCTIONS)}, got {reduction!r}.")
+        self.polytope = polytope
+        self.regularizer = regularizer
+        self.reduction = reduction
+        self.validate = validate
+        self.solver = solver
+        road(polytope, regularizer, solver)
+
+    def __repr__(self) -> str:
+        return f"FenchelYoungLoss({self.polytope}, {self.regularizer}, reduction={self.reduction!r})"
+
+    def forward(
+        self,
+        scores: Tensor,
+        target: Tensor | None = None,
+        *,
+        labels: Any = None,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """The loss.
+
+        Args:
+            scores: `(*batch, *event)`.
+            target: y in M, `(*batch, *event)`; vertices or mixtures.
+            labels: instead of a target, in the form that `polytope.encode` takes.
+            lengths: `(*batch,)`, integers.
+            keep: bool, broadcast to the scores.
+
+        Returns:
+            A scalar, or `(*batch,)` with `reduction="none"`.
+
+        Raises:
+            ValueError: neither or both of target and labels, a wrong shape, or a target outside M
+                or excluded by `keep` (the instance is named).
+        """
+        if (target is None) == (labels is None):
+            raise ValueError("Give the loss a target or labels, and not both.")
+        y = self.polytope.encode(labels, lengths) if target is None else target.detach()
+        y = y.to(scores)
+        batch_shape = check_event(self.polytope, y, "target")
+        if y.shape != scores.shape:
+            raise ValueError(
+                f"target of shape {tuple(y.shape)} must have the scores' shape {tuple(scores.shape)}."
+            )
+        if self.validate:
+            self._check_inside(scores, y, lengths, keep)
+        problem = pose(self.polytope, scores, self.regularizer, lengths, keep)
+        flat = y.reshape(problem.scores.shape).to(problem.scores)
+        value = implicit.conjugate(problem, road(self.polytope, self.regularizer, self.solver))
+        value = value + _penalty(problem, flat) - (problem.scores * flat).flatten(1).sum(1)
+        return _REDUCTIONS[self.reduction](value.reshape(batch_shape)).to(scores.dtype)
+
+    def _check_inside(
+        self, scores: Tensor, y: Tensor, lengths: Tensor | None, keep: Tensor | None
+    ) -> None:
+        allowed = scores.detach() != -torch.inf
+        allowed = allowed if keep is None else allowed & keep
+        inside = self.polytope.contains(y, lengths=lengths, keep=allowed, tolerance=1e-4)
+        if not bool(inside.all()):
+            rows = (~inside).flatten().nonzero().flatten().tolist()
+            raise ValueError(
+                f"target lies outside {self.polytope}, or on parts that keep or a score of -inf "
+                f"excludes, in {describe_instances(rows, inside.shape)}."
+            )
+
+
+def _penalty(problem: Problem, y: Tensor) -> Tensor:  # (n,)
+    regularizer = problem.regularizer
+    if isinstance(regularizer, Separable):
+        return regularizer.value(y.clamp(*regularizer.domain)).flatten(1).sum(1)
+    if isinstance(regularizer, Convex):
+        return torch.stack([regularizer.value(row) for row in y]) if len(y) else y.new_zeros(0)
+    assert regularizer is None or isinstance(regularizer, Gibbs)
+    return y.new_zeros(len(y))
+
+
+def _none(value: Tensor) -> Tensor:
+    return value
+
+
+_REDUCTIONS = {"mean": torch.mean, "sum": torch.sum, "none": _none}

@@ -1,0 +1,91 @@
+"""The downstream loss as a function of the structure, to be evaluated again at other points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Downstream"]
+
+Closure = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Downstream:
+    """mu `(*batch, *event)` -> loss `(*batch)`, under the random and autocast state of the forward.
+
+    All evaluations of one backward share that state, so dropout in the closure drops the same units
+    as when the closure is called right after the layer.
+    """
+
+    closure: Closure
+    batch_shape: tuple[int, ...]
+    device: torch.device
+    random_state: Tensor
+    device_random_state: Tensor | None
+    autocast: tuple[bool, torch.dtype]
+
+    @classmethod
+    def capture(
+        cls, closure: Closure, batch_shape: tuple[int, ...], device: torch.device
+    ) -> Downstream:
+        """The closure with the state of now."""
+        on_cuda = device.type == "cuda"
+        kind = device.type
+        return cls(
+            closure,
+            batch_shape,
+            device,
+            torch.get_rng_state(),
+            torch.cuda.get_rng_state(device) if on_cuda else None,
+            (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)),
+        )
+
+    def gradient(self, mu: Tensor) -> Tensor:  # (n, *event) -> (n, *event)
+        """The gradient of each instance's own loss; parameters of the closure receive none.
+
+        Raises:
+            ValueError: the closure returned another shape than the batch's.
+        """
+        with self._state(), torch.enable_grad():
+            point = mu.detach().requires_grad_()
+            event = mu.shape[1:]
+            loss = self.closure(point.reshape(*self.batch_shape, *event))
+            if tuple(loss.shape) != self.batch_shape:
+                raise ValueError(
+                    f"downstream must return each instance's own loss, of shape {self.batch_shape}; "
+                    f"it returned shape {tuple(loss.shape)}. Do not reduce over the batch inside it."
+                )
+            (gradient,) = torch.autograd.grad(loss.sum(), point, allow_unused=True)
+        return torch.zeros_like(mu) if gradient is None else gradient.to(mu)
+
+    def _state(self) -> AbstractContextManager[Any]:
+        return _Replay(self)
+
+
+class _Replay(AbstractContextManager[None]):
+    """Random and autocast state of the forward inside, the present one restored outside."""
+
+    def __init__(self, downstream: Downstream) -> None:
+        self.downstream = downstream
+
+    def __enter__(self) -> None:
+        held = self.downstream
+        on_cuda = held.device_random_state is not None
+        self.fork = torch.random.fork_rng(devices=[held.device] if on_cuda else [])
+        self.fork.__enter__()
+        torch.set_rng_state(held.random_state)
+        if held.device_random_state is not None:
+            torch.cuda.set_rng_state(held.device_random_state, held.device)
+        enabled, dtype = held.autocast
+        self.cast = torch.autocast(held.device.type, dtype=dtype, enabled=enabled)
+        self.cast.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.cast.__exit__(*error)
+        self.fork.__exit__(*error)
