@@ -54,7 +54,9 @@ class Argmax(nn.Module):
         Mihaylova, Niculae and Martins, "Understanding the Mechanics of SPIGOT" (EMNLP 2020).
     """
 
-    def __init__(self, polytope: Polytope, pullback: PullBack, *, solver: Solver | None = None) -> None:
+    def __init__(
+        self, polytope: Polytope, pullback: PullBack, *, solver: Solver | None = None
+    ) -> None:
         super().__init__()
         self.polytope = polytope
         self.pullback = pullback

@@ -71,7 +71,9 @@ class FenchelYoungLoss(nn.Module):
         road(polytope, regularizer, solver)
 
     def __repr__(self) -> str:
-        return f"FenchelYoungLoss({self.polytope}, {self.regularizer}, reduction={self.reduction!r})"
+        return (
+            f"FenchelYoungLoss({self.polytope}, {self.regularizer}, reduction={self.reduction!r})"
+        )
 
     def forward(
         self,

@@ -121,7 +121,9 @@ class Polytope:
             ValueError: a label that is no structure.
         """
         vertices: Tensor = torch.as_tensor(labels)
-        vertices = vertices if vertices.is_floating_point() else vertices.to(torch.get_default_dtype())
+        vertices = (
+            vertices if vertices.is_floating_point() else vertices.to(torch.get_default_dtype())
+        )
         check_event(self, vertices, "labels")
         return vertices
 
@@ -370,7 +372,9 @@ class Polytope:
         road = dispatch.choose(self, Gibbs())
         problem = pose(self, scores.detach(), Gibbs(), lengths, keep)
         best = (
-            road.top_k(problem, k) if problem.size else problem.scores.new_zeros(k, *problem.scores.shape)
+            road.top_k(problem, k)
+            if problem.size
+            else problem.scores.new_zeros(k, *problem.scores.shape)
         )
         return best.reshape(k, *scores.shape).to(scores.dtype)
 
@@ -458,9 +462,7 @@ class Checked(Road):
 
     def __init__(self, road: Road, truncated: bool = False) -> None:
         self.road = road
-        self.accepted = (
-            (Status.CONVERGED, Status.STOPPED) if truncated else (Status.CONVERGED,)
-        )
+        self.accepted = (Status.CONVERGED, Status.STOPPED) if truncated else (Status.CONVERGED,)
 
     def solve(self, problem: Problem) -> Solution:
         """The same, checked."""

@@ -12,7 +12,7 @@ from spigot.polytopes.problem import Problem
 if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
 
-__all__ = ["declared_bounds", "parts_outside"]
+__all__ = ["declared_bounds", "part_range", "parts_outside"]
 
 CHUNK = 1024  # parts asked about in one call, so that memory stays linear in the event's size
 SLACK = 1e-9
@@ -51,6 +51,16 @@ def parts_outside(
         _tighten(polytope, bound, sign, doubtful)
         outside |= parts & (sign * bound > limit + SLACK)
     return outside
+
+
+def part_range(polytope: Polytope, part: tuple[int, ...]) -> tuple[float, float]:
+    """The exact range of one part."""
+    chosen = torch.zeros(polytope.event_shape, dtype=torch.bool)
+    chosen[part] = True
+    for bound, sign in zip(polytope.bounds, (-1.0, 1.0), strict=True):
+        _tighten(polytope, bound, sign, chosen)
+    lower, upper = polytope.bounds
+    return lower[part].item(), upper[part].item()
 
 
 def _tighten(polytope: Polytope, bound: Tensor, sign: float, parts: Tensor) -> None:

@@ -196,7 +196,13 @@ def _split(data: dict[str, Any], y: Any, event_shape: tuple[int, ...]) -> Canoni
     _tighten(rows[single], limits[single], lower, upper)
     used = np.diff(rows.indptr) != 1
     return Canonical(
-        matrix[:equalities].tocsr(), rhs[:equalities], rows[used], limits[used], lower, upper, columns
+        matrix[:equalities].tocsr(),
+        rhs[:equalities],
+        rows[used],
+        limits[used],
+        lower,
+        upper,
+        columns,
     )
 
 

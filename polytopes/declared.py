@@ -82,7 +82,9 @@ class Hull(Polytope):
         """The index of the nearest point."""
         dims = len(self.event_shape)
         points = self.vertices().flatten(1).to(vertices.device)
-        distance = torch.cdist(vertices.double().flatten(-dims).reshape(-1, points.shape[1]), points)
+        distance = torch.cdist(
+            vertices.double().flatten(-dims).reshape(-1, points.shape[1]), points
+        )
         return distance.argmin(1).reshape(vertices.shape[: vertices.dim() - dims])
 
 

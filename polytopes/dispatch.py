@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from spigot.polytopes.bounds import parts_outside
+from spigot.polytopes.bounds import part_range, parts_outside
 from spigot.polytopes.errors import unsupported
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Convex, Gibbs, Regularizer, Separable
@@ -157,7 +157,9 @@ def roads(polytope: Polytope, regularizer: Regularizer | None) -> Iterator[Road]
             yield solver
 
 
-def choose(polytope: Polytope, regularizer: Regularizer | None, solver: Solver | None = None) -> Road:
+def choose(
+    polytope: Polytope, regularizer: Regularizer | None, solver: Solver | None = None
+) -> Road:
     """The road that a problem takes.
 
     Raises:
@@ -196,7 +198,7 @@ def check_domain(polytope: Polytope, regularizer: Regularizer | None) -> None:
     outside = parts_outside(polytope, *regularizer.domain)
     if bool(outside.any()):
         part = tuple(outside.nonzero()[0].tolist())
-        lower, upper = (bound[part].item() for bound in polytope.bounds)
+        lower, upper = part_range(polytope, part)
         lowest, highest = regularizer.domain
         raise unsupported(
             polytope,

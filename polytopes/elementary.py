@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spigot.polytopes.budget import Budget
 
-__all__ = ["log_partition", "sample"]
+__all__ = ["log_partition", "mean_along", "sample"]
 
 NEVER = -1e30  # log of nothing: finite, so that no derivative meets inf - inf
 
@@ -34,15 +34,32 @@ def log_partition(scores: Tensor, budget: Budget) -> Tensor:  # (n, d) -> (n,)
     return last.logsumexp(1) if budget.at_most else last[:, -1]
 
 
+def mean_along(scores: Tensor, direction: Tensor, budget: Budget) -> Tensor:  # (n, d) -> (n,)
+    """<marginals, direction>: the log-partition's derivative along it, differentiable by the scores.
+
+    Its gradient is the covariance times the direction. (The derivative of log(exp a + exp b) is
+    carried along by hand: torch's second derivative of logaddexp is NaN at impossible counts.)
+    """
+    parts = scores.clamp_min(NEVER)
+    row = torch.full((scores.shape[0], budget.total + 1), NEVER).to(scores)
+    row[:, 0] = 0.0
+    slope = torch.zeros_like(row)
+    for i in range(scores.shape[1]):
+        chosen = row[:, :-1] + parts[:, i : i + 1]
+        share = (chosen - row[:, 1:]).sigmoid()
+        moved = share * (slope[:, :-1] + direction[:, i : i + 1]) + (1 - share) * slope[:, 1:]
+        row = torch.cat([row[:, :1], torch.logaddexp(row[:, 1:], chosen)], 1)
+        slope = torch.cat([slope[:, :1], moved], 1)
+    return (row.softmax(1) * slope).sum(1) if budget.at_most else slope[:, -1]
+
+
 def sample(
     scores: Tensor, budget: Budget, count: int, generator: torch.Generator | None
 ) -> Tensor:  # (n, d) -> (count, n, d)
     """Exact samples of p(z) ~ exp<s, z>, from draws made by torch."""
     n, d = scores.shape
     rows = _rows(scores, budget)
-    uniform = torch.rand(
-        count, n, d, generator=generator, dtype=scores.dtype, device=scores.device
-    )
+    uniform = torch.rand(count, n, d, generator=generator, dtype=scores.dtype, device=scores.device)
     left = _sizes(rows[-1], budget, count, generator)  # (count, n): how many are still to choose
     parts = scores.clamp_min(NEVER)
     drawn = torch.zeros(count, n, d).to(scores)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Face", "Hyperplanes", "Span", "pull_through_faces", "tie_tolerance"]
+__all__ = ["DENSE_ENTRIES", "Face", "Hyperplanes", "Span", "pull_through_faces", "tie_tolerance"]
 
 
 def tie_tolerance(scores: Tensor) -> Tensor:  # (n, d) -> (n,)

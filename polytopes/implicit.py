@@ -36,7 +36,9 @@ def pull(problem: Problem, road: Road, solution: Solution, grad: Tensor) -> Tens
     if not bool(bad.any()):
         return road.vjp(problem, solution, grad)
     column = bad.reshape(n, *[1] * (grad.dim() - 1))
-    return torch.where(column, torch.nan, road.vjp(problem, solution, grad.masked_fill(column, 0.0)))
+    return torch.where(
+        column, torch.nan, road.vjp(problem, solution, grad.masked_fill(column, 0.0))
+    )
 
 
 class _Maximize(torch.autograd.Function):

@@ -88,7 +88,9 @@ def _mask(
     return torch.stack(masks).all(0) if len(masks) > 1 else masks[0]
 
 
-def _excluded_by_scores(polytope: Polytope, scores: Tensor, batch_shape: torch.Size) -> Tensor | None:
+def _excluded_by_scores(
+    polytope: Polytope, scores: Tensor, batch_shape: torch.Size
+) -> Tensor | None:
     """Where the scores are not -inf; None where all are finite."""
     detached = scores.detach()
     if bool(torch.isfinite(detached.sum())):  # one pass, in the usual case

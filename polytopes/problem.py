@@ -109,7 +109,9 @@ class Solution:
     faces: tuple[Face, ...] | None = None  # for the derivative, one an instance
 
     @classmethod
-    def closed_form(cls, value: Tensor, objective: Tensor, gradient: Tensor | None = None) -> Solution:
+    def closed_form(
+        cls, value: Tensor, objective: Tensor, gradient: Tensor | None = None
+    ) -> Solution:
         """An answer without iterations: (n, *event) values and (n,) objectives."""
         zeros = torch.zeros(value.shape[0], dtype=torch.int64, device=value.device)
         return cls(value, zeros, zeros, objective=objective, gradient=gradient)
@@ -119,7 +121,9 @@ class Solution:
         """Where `status` is `Status.CONVERGED`, `(*batch,)` of bool."""
         return self.status == Status.CONVERGED
 
-    def batched(self, batch_shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Solution:
+    def batched(
+        self, batch_shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> Solution:
         """The flat solution in the user's batch shape, dtype and device."""
         return Solution(
             **{

@@ -74,7 +74,9 @@ class _Box(Polytope, abstract=True):
         size = vertices.sum(-1)
         low = self.length_range[0]
         if bool((vertices > 1).any() | (size > self.most).any() | (size < low).any()):
-            raise ValueError(f"labels must be sets of {low} to {self.most} distinct parts of {self}.")
+            raise ValueError(
+                f"labels must be sets of {low} to {self.most} distinct parts of {self}."
+            )
         return vertices.to(torch.get_default_dtype())
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -266,13 +268,12 @@ class ElementarySymmetric(Road):
         return Solution.closed_form(marginals, total.detach())
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
-        """Covariance times grad: the log-partition differentiated twice."""
+        """Covariance times grad: the derivative of <marginals, grad>."""
         with torch.enable_grad():
             scores = _masked(problem).detach().double().requires_grad_()
-            total = elementary.log_partition(scores, _subset(problem))
-            (marginals,) = torch.autograd.grad(total.sum(), scores, create_graph=True)
-            (product,) = torch.autograd.grad((marginals * grad.double()).sum(), scores)
-        return product
+            mean = elementary.mean_along(scores, grad.double(), _subset(problem))
+            (product,) = torch.autograd.grad(mean.sum(), scores)
+        return product.to(grad)
 
     def sample(self, problem: Problem, count: int, generator: torch.Generator | None) -> Tensor:
         """Parts one by one, from the last, each given how many are still to choose."""

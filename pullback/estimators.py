@@ -108,7 +108,10 @@ class PullBack:
             f"{field.name}={getattr(self, field.name)!r}"
             for field in fields(self)
             if field.name != "name"
-            and (field.name == "step_size" or not _same(self, field.name, row.get(field.name, field.default)))
+            and (
+                field.name == "step_size"
+                or not _same(self, field.name, row.get(field.name, field.default))
+            )
         ]
         return f"{self.name}({', '.join(shown)})"
 

@@ -54,7 +54,10 @@ def check_start(start: Regularizer | None, geometry: Geometry) -> None:
     elif isinstance(geometry, Separable) and geometry.steep:
         valid, found = start == geometry, f"the gradient of {geometry} is infinite at a vertex"
     else:
-        valid, found = isinstance(geometry, Separable | Unconstrained), f"{geometry} has no mirror map"
+        valid, found = (
+            isinstance(geometry, Separable | Unconstrained),
+            f"{geometry} has no mirror map",
+        )
     if not valid:
         name = "MAP" if start is None else str(start)
         way_out = (

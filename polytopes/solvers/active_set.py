@@ -143,7 +143,9 @@ def _solution(
         torch.from_numpy(status),
         torch.from_numpy(steps),
         gap=torch.from_numpy(gaps),
-        objective=(scores * value - regularizer.value(value.clamp_min(regularizer.domain[0]))).sum(1),
+        objective=(scores * value - regularizer.value(value.clamp_min(regularizer.domain[0]))).sum(
+            1
+        ),
         gradient=regularizer.gradient(value).reshape(shape),
         support=torch.from_numpy(support).reshape(len(corrals), most, *shape[1:]),
         weights=torch.from_numpy(weights),

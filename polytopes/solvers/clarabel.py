@@ -16,6 +16,7 @@ from spigot.polytopes.errors import NoStructure, describe_instances
 from spigot.polytopes.faces import pull_through_faces
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Euclidean, Regularizer
+from spigot.polytopes.solvers.highs import feasible
 from spigot.polytopes.solvers.rows import Rows, stacked_rows
 
 __all__ = ["Clarabel"]
@@ -100,6 +101,12 @@ class _Answer:
     face: Any
 
 
+def _nothing(rows: Rows) -> _Answer:
+    """The answer where every part is excluded."""
+    face = rows.face(np.zeros(rows.matrix.shape[0], dtype=bool))
+    return _Answer(np.zeros(0), Status.CONVERGED, 0, np.zeros(rows.matrix.shape[0]), face)
+
+
 def _program(form: Canonical) -> _QuadraticProgram:
     key = ("clarabel", threading.get_ident())
     program = form.scratch.get(key)
@@ -147,8 +154,8 @@ class _QuadraticProgram:
 
     def project(self, scores: np.ndarray, settings: Clarabel) -> _Answer | None:
         """The projection, made exact on its face; None if infeasible."""
-        if self.form.variables == 0:
-            return _Answer(scores, Status.CONVERGED, 0, np.zeros(0), self.rows.face(np.zeros(0, bool)))
+        if not len(self.form.columns):
+            return _nothing(self.rows) if feasible(self.form) else None
         if self.settings != (settings.tolerance, settings.max_steps):
             self._set_up(settings)
         linear = np.zeros(self.form.variables)

@@ -14,10 +14,11 @@ from torch import Tensor
 from spigot.polytopes.canonical import Canonical, masked_form, vertex_form
 from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.errors import NoStructure, describe_instances
-from spigot.polytopes.faces import Face, pull_through_faces
+from spigot.polytopes.faces import Face, Hyperplanes, pull_through_faces
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Convex, Regularizer, Separable
 from spigot.polytopes.solvers.enumerate import distinct_vertices
+from spigot.polytopes.solvers.highs import feasible
 from spigot.polytopes.solvers.rows import Rows, stacked_rows
 
 __all__ = ["ConeProgram", "Cvxpy", "cone_form"]
@@ -124,6 +125,11 @@ class _Answer:
     face: Face
 
 
+_NOTHING = _Answer(
+    np.zeros(0), np.zeros(0), 0.0, Status.CONVERGED, 0, Hyperplanes(np.zeros((0, 0)))
+)
+
+
 class ConeProgram:
     """max <s, y> - Omega(y) in cvxpy, with s a parameter."""
 
@@ -134,7 +140,7 @@ class ConeProgram:
         self.regularizer: Any = problem.regularizer
         form = cone_form(problem, kept)
         self.form = form
-        if form is None:
+        if form is None or not kept.any():
             return
         self.rows: Rows = stacked_rows(_without_domain(form, self.regularizer))
         self.x: Any = cp.Variable(form.variables)
@@ -160,6 +166,8 @@ class ConeProgram:
 
         if self.form is None:
             return None
+        if not len(scores):
+            return _NOTHING if feasible(self.form) else None
         self.scores.value = scores
         options: dict[str, Any] = {}
         if settings.backend == "CLARABEL":
@@ -214,11 +222,14 @@ class ConeProgram:
             residual = rows @ mirrored.numpy() - limits
             if np.abs(residual).max(initial=0.0) <= 1e-13 * (1 + np.abs(limits).max(initial=0.0)):
                 close = np.abs(mirrored.numpy() - y).max(initial=0.0) <= 1e-4
-                slack = self.rows.limits - self.rows.matrix[:, self.rows.form.columns] @ mirrored.numpy()
+                slack = (
+                    self.rows.limits
+                    - self.rows.matrix[:, self.rows.form.columns] @ mirrored.numpy()
+                )
                 if close and slack.min(initial=0.0) >= -1e-9:
                     return mirrored.numpy(), slope, True
                 break
-            spread = self.regularizer.spread(mirrored).numpy()
+            spread = (self.regularizer.spread(mirrored) * (mirrored > 0)).numpy()
             lam = lam + np.linalg.lstsq((rows * spread) @ rows.T, residual, rcond=1e-14)[0]
         return y, self._gradient(y), False
 

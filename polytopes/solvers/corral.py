@@ -129,7 +129,10 @@ class Corral:
         noise = 1e-15 * (1 + abs(start))
         least = 1e-12 * step
         while step > least:
-            if self._objective(self.weights + step * move) <= start - 1e-4 * step * decrement + noise:
+            if (
+                self._objective(self.weights + step * move)
+                <= start - 1e-4 * step * decrement + noise
+            ):
                 return step
             step *= 0.5
         return 0.0

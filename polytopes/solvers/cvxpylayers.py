@@ -83,11 +83,15 @@ def _forward(problem: Problem, scores: Tensor) -> Tensor:  # (n, d) -> (n, d)
     for i in range(len(scores)):
         kept = keep[i].cpu()
         part = _parts(problem, kept.numpy(), scores[i : i + 1, kept])
-        rows.append(torch.zeros_like(scores[i : i + 1]).index_add(1, kept.nonzero().flatten(), part))
+        rows.append(
+            torch.zeros_like(scores[i : i + 1]).index_add(1, kept.nonzero().flatten(), part)
+        )
     return torch.cat(rows)
 
 
 def _parts(problem: Problem, kept: np.ndarray, scores: Tensor) -> Tensor:
+    if not kept.any():
+        return scores  # every part is excluded: nothing to choose
     key = ("cvxpylayers", problem.regularizer, kept.tobytes(), threading.get_ident())
     layers = problem.polytope.scratch
     if key not in layers:

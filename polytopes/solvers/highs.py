@@ -100,8 +100,8 @@ class LinearProgram:
         """A vertex of M of largest score, the steps taken and the status; None if infeasible."""
         import highspy
 
-        if self.form.variables == 0:
-            return scores, 0, Status.CONVERGED
+        if not len(self.form.columns):
+            return (scores, 0, Status.CONVERGED) if feasible(self.form) else None
         self.model.setOptionValue("simplex_iteration_limit", max_steps)
         scale = float(np.abs(scores).max(initial=0.0))
         factor = 1 / scale if 0 < scale < 1 else min(1.0, 1e7 / max(scale, 1.0))
@@ -156,7 +156,10 @@ class LinearProgram:
         x, activity = np.array(solution.col_value), np.array(solution.row_value)
         form, model = self.form, self.model
         lower, upper = np.where(columns, x, form.lower), np.where(columns, x, form.upper)
-        low, high = np.where(rows, activity, self.row_lower), np.where(rows, activity, self.row_upper)
+        low, high = (
+            np.where(rows, activity, self.row_lower),
+            np.where(rows, activity, self.row_upper),
+        )
         model.changeColsBounds(len(x), self.columns, lower, upper)
         model.changeRowsBounds(len(activity), self.rows, low, high)
         steps = self._run(generic_objective(len(form.columns)))
@@ -211,6 +214,8 @@ def feasible(form: Canonical) -> bool:
 
     if bool((form.lower > form.upper + 1e-9).any()):
         return False
+    if form.variables == 0:
+        return bool((np.abs(form.b) <= 1e-9).all() and (form.h >= -1e-9).all())
     model = _model(form, np.zeros(form.variables))
     model.run()
     return model.getModelStatus() == highspy.HighsModelStatus.kOptimal
@@ -285,7 +290,9 @@ class MixedIntegerProgram:
         found = np.array(model.getSolution().col_value)[form.columns]
         rounded = np.round(found) + 0.0
         if np.abs(found - rounded).max() > 1e-9 and not feasible(_fixed(form, rounded)):
-            raise ConvergenceError(f"HiGHS's integer point {found} does not round to a feasible one.")
+            raise ConvergenceError(
+                f"HiGHS's integer point {found} does not round to a feasible one."
+            )
         return rounded
 
 

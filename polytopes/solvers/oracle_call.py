@@ -28,7 +28,9 @@ class OracleCall(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         """The oracle's vertices, their shape checked."""
-        value = self._avoiding(problem) if problem.keep is not None else _call(problem, problem.scores)
+        value = (
+            self._avoiding(problem) if problem.keep is not None else _call(problem, problem.scores)
+        )
         objective = (problem.flat_scores * value.flatten(1)).sum(1)
         return Solution.closed_form(value, objective)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from spigot.polytopes.canonical import Canonical
-from spigot.polytopes.faces import Face, Hyperplanes
+from spigot.polytopes.faces import DENSE_ENTRIES, Face, Hyperplanes
 
 __all__ = ["Rows", "stacked_rows"]
 
@@ -23,6 +24,26 @@ class Rows:
     limits: np.ndarray
     auxiliary: np.ndarray  # the columns that are not parts of y
 
+    @cached_property
+    def single(self) -> np.ndarray:
+        """Rows that name one variable."""
+        return np.diff(self.matrix.indptr) == 1
+
+    @cached_property
+    def singles(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Their indices, the variable each names, and the value at which it binds."""
+        rows = self.matrix[self.single]
+        return np.flatnonzero(self.single), rows.indices, self.limits[self.single] / rows.data + 0.0
+
+    @cached_property
+    def general(self) -> tuple[np.ndarray, Any, Any]:
+        """The other rows' indices, their parts of y and their auxiliary part, dense where small."""
+        index = np.flatnonzero(np.diff(self.matrix.indptr) > 1)
+        parts = self.matrix[index][:, self.form.columns]
+        tail = self.matrix[index][:, self.auxiliary] if len(self.auxiliary) else None
+        small = tail is None and parts.shape[0] * parts.shape[1] <= DENSE_ENTRIES
+        return index, parts.toarray() if small else parts, tail
+
     def binding(self, multipliers: np.ndarray, slacks: np.ndarray) -> np.ndarray:
         """Equalities, and rows whose multiplier is far above their slack.
 
@@ -30,31 +51,31 @@ class Rows:
         has (almost) no slack there and the reverse; where both vanish they are alike.
         """
         equalities = self.form.A.shape[0]
-        bind = multipliers > np.maximum(1e3 * slacks, 1e-9 * (1 + np.abs(multipliers).max(initial=0)))
+        bind = multipliers > np.maximum(
+            1e3 * slacks, 1e-9 * (1 + np.abs(multipliers).max(initial=0))
+        )
         bind[:equalities] = True
         return bind
 
     def at_bounds(self, x: np.ndarray, binding: np.ndarray) -> np.ndarray:
         """x with the variables that a binding row fixes alone set to that value exactly."""
-        single = binding & (np.diff(self.matrix.indptr) == 1)
-        rows, exact = self.matrix[single], x.copy()
-        exact[rows.indices] = self.limits[single] / rows.data + 0.0
+        index, variables, values = self.singles
+        active, exact = binding[index], x.copy()
+        exact[variables[active]] = values[active]
         return exact
 
     def face(self, binding: np.ndarray) -> Face:
         """The directions along which the binding rows do not change."""
-        single = np.diff(self.matrix.indptr)[binding] == 1
-        active = self.matrix[binding]
-        columns = active[single].indices
-        is_fixed = np.zeros(self.form.variables, dtype=bool)
-        is_fixed[columns] = True
-        general = active[~single]
-        general = general[np.diff(general.indptr) > 0]
-        tail = self.auxiliary[~is_fixed[self.auxiliary]]
+        index, variables, _ = self.singles
+        fixed = np.zeros(self.form.variables, dtype=bool)
+        fixed[variables[binding[index]]] = True
+        rows, parts, tail = self.general
+        active = binding[rows]
+        loose = ~fixed[self.auxiliary]
         return Hyperplanes(
-            general[:, self.form.columns],
-            general[:, tail] if len(tail) else None,
-            is_fixed[self.form.columns],
+            parts[active],
+            tail[active][:, loose] if tail is not None and loose.any() else None,
+            fixed[self.form.columns],
         )
 
 

@@ -1,0 +1,401 @@
+"""The checks themselves: every verb, by every road, on every case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spigot.polytopes import (
+    ConvergenceError,
+    Euclidean,
+    FermiDirac,
+    Gibbs,
+    Polytope,
+    Regularizer,
+    Shannon,
+    Status,
+    Tsallis,
+    UnsupportedProblem,
+)
+from spigot.polytopes import dispatch
+from spigot.polytopes.dispatch import Road
+from spigot.polytopes.problem import Problem, Solution
+from spigot.polytopes.regularizers import Separable
+from spigot.polytopes.solvers import CvxpyLayers
+from spigot.testing.cases import Case, cases
+from spigot.testing.reference import Reference
+from spigot.testing.report import Counterexample, Finding, Report
+from spigot.testing.shrink import shrink
+
+__all__ = ["check"]
+
+ERROR = 1e-6  # of an answer, relative to 1 + the largest score
+CERTIFICATE = 1e-12  # proves an error of 1e-6, where the reference itself is looser (at ties)
+LOOSE = 1e-3  # for cvxpylayers, whose own error is about 1e-4
+GRADIENT = 1e-4
+REGULARIZERS: tuple[Regularizer | None, ...] = (
+    None,
+    Euclidean(),
+    Shannon(),
+    FermiDirac(),
+    Tsallis(1.5),
+    Gibbs(),
+)
+
+
+def check(
+    polytope: Polytope, against: Polytope | None = None, *, seed: int = 0, count: int = 8
+) -> Report:
+    """Runs every fact and fast rule against the generic roads and against cvxpy.
+
+    Random and adversarial scores (ties, zeros, all equal, repeated, one huge entry, tiny ones, masks)
+    go through every road of every verb. Answers are compared with Clarabel at tolerances of 1e-12 on
+    the declaration itself, with the other declaration's roads, and with the certificate.
+
+    Args:
+        polytope: what is checked.
+        against: another declaration of the same set, such as `Facets` or `Hull`.
+        seed: of the random scores.
+        count: how many random ones.
+
+    Returns:
+        A `Report`: `passed`, and as text a table with the smallest counterexample found of each
+        failure.
+
+    Example:
+        >>> from spigot.polytopes import Simplex
+        >>> from spigot.testing import check
+        >>> check(Simplex(3), count=2).passed
+        True
+    """
+    bench = _Bench(polytope, against)
+    instances = cases(polytope, seed, count)
+    findings: list[Finding] = []
+    for regularizer in REGULARIZERS:
+        roads = _roads(polytope, regularizer)
+        findings += [_check_road(bench, road, regularizer, instances) for road in roads]
+        if regularizer is not None and roads:
+            findings += [_check_gradient(bench, road, regularizer, instances) for road in roads]
+    findings += _check_batch(bench, instances)
+    findings += _check_labels(bench, instances)
+    findings += _check_samples(bench, instances)
+    return Report(repr(polytope), tuple(findings), tuple(_notes(bench, instances)))
+
+
+class _Bench:
+    """The subject, its twin, and their references."""
+
+    def __init__(self, polytope: Polytope, against: Polytope | None) -> None:
+        self.polytope = polytope
+        self.twins = [polytope] if against is None else [polytope, against]
+        usable = [Reference(twin) for twin in reversed(self.twins)]
+        self.reference = next((r for r in usable if r.available), usable[0])
+        self.known: dict[tuple[int, Regularizer | None], Tensor | None] = {}
+
+    def expected(self, case: Case, regularizer: Regularizer | None) -> Tensor | None:
+        """The reference answer: cvxpy's, or for Gibbs the sum over declared vertices."""
+        key = (id(case), regularizer)
+        if key not in self.known:
+            self.known[key] = self._expected(case, regularizer)
+        return self.known[key]
+
+    def _expected(self, case: Case, regularizer: Regularizer | None) -> Tensor | None:
+        if regularizer is None or isinstance(regularizer, Separable):
+            return self.reference.solve(case.scores, regularizer, case.keep)
+        listed = [twin for twin in self.twins if "vertices" in twin.facts]
+        if not listed:
+            return None
+        points = listed[-1].vertices().double().unique(dim=0)
+        if case.keep is not None:
+            points = points[((points == 0) | case.keep).flatten(1).all(1)]
+        chance = (points * case.scores).flatten(1).sum(1).softmax(0)
+        return (chance.reshape(-1, *[1] * case.scores.dim()) * points).sum(0)
+
+    def certificate(self, case: Case, regularizer: Regularizer | None, y: Tensor) -> float:
+        """The gap by cvxpy's own linear program, or by the polytope's MAP if it has no other."""
+        if regularizer is not None and not isinstance(regularizer, Separable):
+            return torch.nan
+        slope = case.scores
+        if regularizer is not None:
+            if regularizer.steep:
+                return torch.nan  # infinite slopes where y underflows: the answers are compared
+            slope = slope - regularizer.gradient(y)
+        if case.keep is not None:
+            slope = torch.where(case.keep, slope, 0.0)
+        best = self.reference.best(slope, case.keep)
+        if best is None:
+            best = float((slope * self.polytope.maximize(slope, keep=case.keep)).sum())
+        return best - float((slope * y).sum())
+
+
+def _roads(polytope: Polytope, regularizer: Regularizer | None) -> list[Road]:
+    try:
+        dispatch.check_domain(polytope, regularizer)
+    except UnsupportedProblem:
+        return []
+    return list(dispatch.roads(polytope, regularizer))
+
+
+def _pose(bench: _Bench, case: Case, regularizer: Regularizer | None) -> Problem:
+    keep = None if case.keep is None else case.keep[None]
+    scores = case.scores if case.keep is None else torch.where(case.keep, case.scores, 0.0)
+    return Problem(bench.polytope, scores[None], regularizer, keep, (1,))
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """One instance by one road: how wrong, and whether that is too wrong."""
+
+    value: Tensor
+    error: float
+    certificate: float
+    reason: str
+
+
+def _run(bench: _Bench, road: Road, regularizer: Regularizer | None, case: Case) -> _Outcome | None:
+    """None where the road itself says that it did not converge."""
+    try:
+        solution = road.solve(_pose(bench, case, regularizer))
+    except ConvergenceError:
+        return None
+    if int(solution.status[0]) != Status.CONVERGED:
+        return None
+    value = solution.value[0].double()
+    expected = bench.expected(case, regularizer)
+    gap = bench.certificate(case, regularizer, value)
+    scale = 1 + float(case.scores.abs().max())
+    error = _error(case, regularizer, value, expected, gap)
+    limit = LOOSE if isinstance(road, CvxpyLayers) else ERROR
+    reason = _reason(bench, case, value, error / scale, abs(gap) / scale, limit, regularizer is None)
+    return _Outcome(value, error, gap, reason)
+
+
+def _error(
+    case: Case, regularizer: Regularizer | None, value: Tensor, expected: Tensor | None, gap: float
+) -> float:
+    if regularizer is None:
+        return abs(gap)
+    return torch.nan if expected is None else float((value - expected).abs().max())
+
+
+def _reason(
+    bench: _Bench,
+    case: Case,
+    value: Tensor,
+    error: float,
+    gap: float,
+    limit: float,
+    vertex: bool,
+) -> str:
+    """What is wrong with an answer; empty if nothing is."""
+    if not bool(torch.isfinite(value).all()):
+        return "not finite"
+    if case.keep is not None and bool((value[~case.keep] != 0).any()):
+        return "an excluded part is used"
+    if error > limit and not (limit == ERROR and gap <= CERTIFICATE):
+        return f"off by {error:.1e}, relative to 1 + the largest score"
+    if error != error and gap > (1e-8 if limit == ERROR else LOOSE):
+        return f"not optimal: the certificate is {gap:.1e}"
+    if vertex and not _is_vertex(bench, value):
+        return "not a vertex"
+    return ""
+
+
+def _is_vertex(bench: _Bench, value: Tensor) -> bool:
+    """Among the declared vertices; or nothing else attains the sum of facets that are tight there."""
+    for twin in bench.twins:
+        if "vertices" in twin.facts:
+            points = twin.vertices().double().flatten(1)
+            if float((points - value.flatten()).abs().amax(1).min()) > 1e-7:
+                return False
+    for twin in bench.twins:
+        if "constraints" in twin.facts:
+            return _tight_rank(twin, value)
+    return True
+
+
+def _tight_rank(polytope: Polytope, value: Tensor) -> bool:
+    """Whether the rows tight at y leave it no direction; unknown (true) with auxiliary variables."""
+    import numpy as np
+
+    from spigot.polytopes.solvers.rows import stacked_rows
+
+    rows = stacked_rows(polytope.canonical)
+    if len(rows.auxiliary) or rows.matrix.shape[0] * rows.matrix.shape[1] > 1_000_000:
+        return True
+    matrix = rows.matrix[:, rows.form.columns]
+    slack = rows.limits - matrix @ value.flatten().numpy()
+    tight = matrix[np.abs(slack) <= 1e-7].toarray()
+    return bool(slack.min() >= -1e-7 and np.linalg.matrix_rank(tight, tol=1e-9) == matrix.shape[1])
+
+
+def _check_road(
+    bench: _Bench, road: Road, regularizer: Regularizer | None, instances: list[Case]
+) -> Finding:
+    slow = isinstance(road, CvxpyLayers)
+    chosen = instances[:3] if slow else instances
+    outcomes = [(case, _run(bench, road, regularizer, case)) for case in chosen]
+    done = [(case, outcome) for case, outcome in outcomes if outcome is not None]
+    failed = next((case for case, outcome in done if outcome.reason), None)
+    example = None
+    if failed is not None:
+        example = _counterexample(bench, road, regularizer, failed)
+    verb = {None: "maximize", Euclidean: "project", Gibbs: "marginals"}
+    return Finding(
+        verb.get(None if regularizer is None else type(regularizer), "maximize"),
+        "" if regularizer is None else str(regularizer),
+        road.name,
+        len(done),
+        _worst([outcome.error for _, outcome in done]),
+        _worst([abs(outcome.certificate) for _, outcome in done]),
+        len(outcomes) - len(done),
+        example,
+    )
+
+
+def _counterexample(
+    bench: _Bench, road: Road, regularizer: Regularizer | None, case: Case
+) -> Counterexample:
+    def fails(smaller: Case) -> bool:
+        try:
+            outcome = _run(bench, road, regularizer, smaller)
+        except ValueError:  # the mask or the scores no longer make sense
+            return False
+        return outcome is not None and bool(outcome.reason)
+
+    small = shrink(case, fails)
+    outcome = _run(bench, road, regularizer, small)
+    assert outcome is not None
+    expected = bench.expected(small, regularizer)
+    return Counterexample(
+        case.name, small.scores, small.keep, outcome.value, expected, outcome.reason
+    )
+
+
+def _worst(values: list[float]) -> float:
+    known = [value for value in values if value == value]
+    return max(known) if known else torch.nan
+
+
+def _check_gradient(
+    bench: _Bench, road: Road, regularizer: Regularizer, instances: list[Case]
+) -> Finding:
+    """J d by the road's vector-Jacobian product (J is symmetric) and by central differences of the
+    preferred road, at instances where halving the step does not change the difference."""
+    best = dispatch.choose(bench.polytope, regularizer)
+    rng = torch.Generator().manual_seed(1)
+    errors: list[float] = []
+    example: Counterexample | None = None
+    stopped = 0
+    chosen = [case for case in instances if case.generic][: 2 if isinstance(road, CvxpyLayers) else 6]
+    for case in chosen:
+        problem = _pose(bench, case, regularizer)
+        direction = torch.randn(problem.scores.shape, generator=rng, dtype=torch.float64)
+        if problem.keep is not None:
+            direction = direction * problem.keep
+        try:
+            pulled = road.vjp(problem, road.solve(problem), direction)
+            slope = _difference(best, problem, direction, 1e-5)
+            finer = _difference(best, problem, direction, 5e-6)
+        except (ConvergenceError, UnsupportedProblem):
+            stopped += 1
+            continue
+        if float((slope - finer).abs().max()) > 1e-5:
+            continue  # a kink lies between the two points
+        error = float((pulled - finer).abs().max())
+        errors.append(error)
+        limit = 1e-2 if isinstance(road, CvxpyLayers) else GRADIENT
+        if not error <= limit and example is None:
+            reason = f"the Jacobian times a direction is off by {error:.1e}"
+            example = Counterexample(case.name, case.scores, case.keep, pulled[0], finer[0], reason)
+    error = _worst(errors)
+    return Finding(
+        "gradient", str(regularizer), road.name, len(errors), error, torch.nan, stopped, example
+    )
+
+
+def _difference(road: Road, problem: Problem, direction: Tensor, step: float) -> Tensor:
+    def at(shift: float) -> Tensor:
+        solution: Solution = road.solve(problem.with_scores(problem.scores + shift * direction))
+        if bool((solution.status != Status.CONVERGED).any()):
+            raise ConvergenceError("a finite difference did not converge")
+        return solution.value.double()
+
+    return (at(step) - at(-step)) / (2 * step)
+
+
+def _check_batch(bench: _Bench, instances: list[Case]) -> Iterator[Finding]:
+    """MAP of an instance does not depend on the batch it is in, and is the same the second time."""
+    plain = [case for case in instances if case.keep is None]
+    scores = torch.stack([case.scores for case in plain])
+    together = bench.polytope.maximize(scores)
+    again = bench.polytope.maximize(scores.flip(0)).flip(0)
+    example, worst = None, 0.0
+    for i, case in enumerate(plain):
+        alone = bench.polytope.maximize(case.scores)
+        error = max(float((alone - other[i]).abs().max()) for other in (together, again))
+        worst = max(worst, error)
+        if error > 0 and example is None:
+            reason = "MAP alone differs from MAP in a batch"
+            example = Counterexample(case.name, case.scores, None, together[i], alone, reason)
+    yield Finding("batch", "", "maximize", len(plain), worst, torch.nan, 0, example)
+
+
+def _check_labels(bench: _Bench, instances: list[Case]) -> Iterator[Finding]:
+    """encode(decode(z)) = z."""
+    worst, example = 0.0, None
+    for case in instances:
+        vertex = bench.polytope.maximize(case.scores, keep=case.keep)
+        again = bench.polytope.encode(bench.polytope.decode(vertex)).to(vertex)
+        error = float((again - vertex).abs().max())
+        worst = max(worst, error)
+        if error > 1e-6 and example is None:
+            reason = "encode(decode(z)) is another structure"
+            example = Counterexample(case.name, case.scores, case.keep, again, vertex, reason)
+    yield Finding("labels", "", "decode, encode", len(instances), worst, torch.nan, 0, example)
+
+
+def _check_samples(bench: _Bench, instances: list[Case], count: int = 4000) -> Iterator[Finding]:
+    """The mean of samples is the marginals, within six standard errors; samples are vertices."""
+    polytope = bench.polytope
+    if dispatch.fast_rule(polytope, Gibbs()) is None and "vertices" not in polytope.facts:
+        return
+    rng = torch.Generator().manual_seed(2)
+    worst, example = 0.0, None
+    chosen = [case for case in instances if case.generic][:4]
+    for case in chosen:
+        drawn = polytope.sample(case.scores, (count,), keep=case.keep, generator=rng)
+        marginals = polytope.marginals(case.scores, keep=case.keep)
+        spread = drawn.std(0) / count**0.5 + 1 / count
+        error = float(((drawn.mean(0) - marginals).abs() / spread).max())
+        worst = max(worst, float((drawn.mean(0) - marginals).abs().max()))
+        inside = bool(polytope.contains(drawn[:50], keep=case.keep).all())
+        if (error > 6 or not inside) and example is None:
+            reason = "the mean of samples is not the marginals" if inside else "a sample outside M"
+            example = Counterexample(
+                case.name, case.scores, case.keep, drawn.mean(0), marginals, reason
+            )
+    yield Finding("sample", str(Gibbs()), "sample", len(chosen), worst, torch.nan, 0, example)
+
+
+Note = Callable[[_Bench, list[Case]], str]
+
+
+def _notes(bench: _Bench, instances: list[Case]) -> Iterator[str]:
+    """Fractional vertices, and what could not be compared."""
+    for case in instances:
+        vertex = bench.polytope.maximize(case.scores, keep=case.keep)
+        if bool(((vertex - vertex.round()).abs() > 1e-7).any()):
+            yield (
+                f"M has fractional vertices, such as {vertex.flatten().tolist()}: if structures are "
+                "meant to be 0/1, the constraints are a relaxation (see IntegerHull)."
+            )
+            break
+    if not bench.reference.available:
+        yield (
+            "only `argmax` is declared, so nothing says whether it is right: answers were checked "
+            "against it. Pass against=Facets(...) or Hull(...) to check the oracle itself."
+        )

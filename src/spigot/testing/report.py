@@ -1,0 +1,118 @@
+"""What a check found: a table, and the smallest counterexample of each failure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["Counterexample", "Finding", "Report"]
+
+
+@dataclass(frozen=True, eq=False)
+class Counterexample:
+    """One instance on which a road is wrong."""
+
+    case: str
+    scores: Tensor
+    keep: Tensor | None
+    found: Tensor
+    expected: Tensor | None
+    reason: str
+
+    def __str__(self) -> str:
+        lines = [f"  case      {self.case}: {self.reason}", f"  scores    {_show(self.scores)}"]
+        if self.keep is not None:
+            lines.append(f"  keep      {_show(self.keep.int())}")
+        lines.append(f"  found     {_show(self.found)}")
+        if self.expected is not None:
+            lines.append(f"  expected  {_show(self.expected)}")
+        return "\n".join(lines)
+
+
+def _show(tensor: Tensor) -> str:
+    return str(torch.round(tensor.double(), decimals=6).tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """One row: a verb by one road, over all cases.
+
+    Attributes:
+        verb: the verb checked.
+        regularizer: of which problem; empty for MAP.
+        road: what ran.
+        cases: how many instances were compared.
+        error: the largest difference to the reference, nan without one.
+        certificate: the largest gap, nan where there is none.
+        stopped: how many instances raised or reported that they did not converge.
+        counterexample: of a failure.
+    """
+
+    verb: str
+    regularizer: str
+    road: str
+    cases: int
+    error: float
+    certificate: float
+    stopped: int = 0
+    counterexample: Counterexample | None = None
+
+    @property
+    def verdict(self) -> str:
+        """`ok`, `ok, n stopped`, or `WRONG`."""
+        if self.counterexample is not None:
+            return "WRONG"
+        return f"ok, {self.stopped} stopped" if self.stopped else "ok"
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """All rows of a check; prints as a table.
+
+    Attributes:
+        subject: the polytope.
+        findings: the rows.
+        notes: what is not wrong but worth knowing, such as fractional vertices.
+    """
+
+    subject: str
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def passed(self) -> bool:
+        """Whether no row is wrong."""
+        return all(finding.counterexample is None for finding in self.findings)
+
+    def __str__(self) -> str:
+        header = ("verb", "regularizer", "road", "cases", "worst error", "worst gap", "verdict")
+        rows = [header, *(_row(finding) for finding in self.findings)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        wrong = [finding for finding in self.findings if finding.counterexample is not None]
+        for finding in wrong:
+            name = f" with {finding.regularizer}" if finding.regularizer else ""
+            lines += ["", f"{finding.verb}{name} by {finding.road} is WRONG:"]
+            lines.append(str(finding.counterexample))
+        lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
+        verdict = "passed" if self.passed else f"FAILED: {len(wrong)} of {len(self.findings)} rows"
+        return "\n".join([self.subject, *lines, "", verdict])
+
+
+def _row(finding: Finding) -> tuple[str, ...]:
+    return (
+        finding.verb,
+        finding.regularizer,
+        finding.road,
+        str(finding.cases),
+        _number(finding.error),
+        _number(finding.certificate),
+        finding.verdict,
+    )
+
+
+def _number(value: float) -> str:
+    return "-" if value != value else f"{value:.1e}"

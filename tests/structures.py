@@ -1,0 +1,114 @@
+"""THE table: a structure joins every test by one row.
+
+A row gives the structure and its twin: another declaration of the same set, by other facts, that
+the generic roads solve. Sizes are small enough to list the vertices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import cvxpy as cp
+import torch
+from torch import Tensor
+
+from spigot.polytopes import Facets, Hull, Hypercube, IntegerHull, Oracle, Polytope, Simplex, Subset
+
+
+@dataclass(frozen=True)
+class Row:
+    """A structure under its name, and the same set declared otherwise."""
+
+    name: str
+    polytope: Polytope
+    twin: Polytope
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class AtMostTwo(Polytope):
+    """k cells of a board, at most two in a row and two in a column."""
+
+    rows: int
+    columns: int
+    k: int
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.rows, self.columns)
+
+    def constraints(self, y: cp.Variable) -> list[cp.Constraint]:
+        return [y >= 0, y <= 1, cp.sum(y, axis=0) <= 2, cp.sum(y, axis=1) <= 2, cp.sum(y) == self.k]
+
+
+def binary(d: int) -> Tensor:  # (2^d, d)
+    """All 0/1 vectors."""
+    return torch.tensor(list(product([0.0, 1.0], repeat=d)), dtype=torch.float64)
+
+
+def subsets(d: int, k: int, at_most: bool = False) -> Hull:
+    """The subsets, listed."""
+    points = binary(d)
+    size = points.sum(1)
+    return Hull(points[size <= k] if at_most else points[size == k])
+
+
+def boards(rows: int, columns: int, k: int) -> Hull:
+    """The boards of AtMostTwo, listed (its constraint matrix is totally unimodular)."""
+    points = binary(rows * columns).reshape(-1, rows, columns)
+    fits = (points.sum(1).amax(1) <= 2) & (points.sum(2).amax(1) <= 2) & (points.sum((1, 2)) == k)
+    return Hull(points[fits])
+
+
+def diamond(y: cp.Variable) -> list[cp.Constraint]:
+    """The l1 ball: auxiliary variables, negative parts."""
+    return [cp.norm1(y) <= 1]
+
+
+def corners(d: int) -> Hull:
+    """The l1 ball's 2d vertices."""
+    return Hull(torch.cat([torch.eye(d), -torch.eye(d)]))
+
+
+def best_corner(scores: Tensor) -> Tensor:
+    """The l1 ball's oracle."""
+    index = scores.abs().argmax(1, keepdim=True)
+    sign = torch.where(scores.gather(1, index) < 0, -1.0, 1.0).to(scores)
+    return torch.zeros_like(scores).scatter_(1, index, sign)
+
+
+def knapsack(y: cp.Variable) -> list[cp.Constraint]:
+    """Items of weight 3, 4, 5 and 6, at most 9 in all."""
+    return [y >= 0, y <= 1, y @ [3.0, 4.0, 5.0, 6.0] <= 9]
+
+
+def packed() -> Hull:
+    """The knapsack's structures, listed."""
+    points = binary(4)
+    return Hull(points[points @ torch.tensor([3.0, 4.0, 5.0, 6.0]).double() <= 9])
+
+
+def fractional(y: cp.Variable) -> list[cp.Constraint]:
+    """The odd cycle: one vertex is (1/2, 1/2, 1/2)."""
+    return [y >= 0, y[0] + y[1] <= 1, y[1] + y[2] <= 1, y[0] + y[2] <= 1]
+
+
+STRUCTURES = [
+    Row("simplex", Simplex(4), Hull(torch.eye(4))),
+    Row("simplex of one", Simplex(1), Hull([[1.0]])),
+    Row("hypercube", Hypercube(4), Hull(binary(4))),
+    Row("subset", Subset(6, 3), subsets(6, 3)),
+    Row("subset of one", Subset(4, 1), Hull(torch.eye(4))),
+    Row("subset of all", Subset(3, 3), subsets(3, 3)),
+    Row("subset of none", Subset(3, 0), subsets(3, 0)),
+    Row("subset at most", Subset(5, 2, at_most=True), subsets(5, 2, at_most=True)),
+    Row("declared by constraints", AtMostTwo(3, 3, 4), boards(3, 3, 4)),
+    Row("declared by auxiliary variables", Facets(diamond, (3,)), corners(3)),
+    Row("declared by vertices", corners(3), Facets(diamond, (3,))),
+    Row("declared by an oracle", Oracle(best_corner, (3,), batched=True), corners(3)),
+    Row("fractional", Facets(fractional, (3,)), Hull([[0.0] * 3, *torch.eye(3).tolist(), [0.5] * 3])),
+    Row("integer hull", IntegerHull(knapsack, (4,)), packed()),
+]
