@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +54,7 @@ class Argmax(nn.Module):
         Mihaylova, Niculae and Martins, "Understanding the Mechanics of SPIGOT" (EMNLP 2020).
     """
 
-    def __init__(
-        self, polytope: Polytope, pullback: PullBack, *, solver: Solver | None = None
-    ) -> None:
+    def __init__(self, polytope: Polytope, pullback: PullBack, *, solver: Solver | None = None) -> None:
         super().__init__()
         self.polytope = polytope
         self.pullback = pullback
@@ -116,7 +114,7 @@ class Argmax(nn.Module):
         rule = road(self.polytope, self.pullback.forward, self.solver)
         problem = pose(self.polytope, scores, self.pullback.forward, lengths, keep)
         context = _Context(problem, rule, self.pullback, downstream)
-        flat: Tensor = _Vertices.apply(problem.scores, context)  # pyright: ignore
+        flat: Tensor = cast(Any, _Vertices).apply(problem.scores, context)
         value = flat.reshape(scores.shape).to(scores.dtype)
         if not return_solution:
             return value
@@ -142,15 +140,15 @@ class _Vertices(torch.autograd.Function):
         problem = context.problem = context.problem.with_scores(scores.detach())
         context.solution = empty_or(context.road, problem)
         if context.closure is not None:
-            context.downstream = Downstream.capture(
-                context.closure, problem.batch_shape, scores.device
-            )
+            context.downstream = Downstream.capture(context.closure, problem.batch_shape, scores.device)
         ctx.context = context
         return context.solution.value.to(scores, copy=True)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, None]:
         (grad,) = grads
         held: _Context = ctx.context
         if held.problem.size == 0:

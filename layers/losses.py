@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spigot.polytopes import Gibbs, Polytope, Regularizer
-from spigot.polytopes import implicit
+from spigot.polytopes import Gibbs, Polytope, Regularizer, implicit
+from spigot.polytopes.arrays import rows_where
 from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.errors import describe_instances
 from spigot.polytopes.posing import check_event, pose
@@ -71,9 +71,7 @@ class FenchelYoungLoss(nn.Module):
         road(polytope, regularizer, solver)
 
     def __repr__(self) -> str:
-        return (
-            f"FenchelYoungLoss({self.polytope}, {self.regularizer}, reduction={self.reduction!r})"
-        )
+        return f"FenchelYoungLoss({self.polytope}, {self.regularizer}, reduction={self.reduction!r})"
 
     def forward(
         self,
@@ -124,7 +122,7 @@ class FenchelYoungLoss(nn.Module):
         allowed = allowed if keep is None else allowed & keep
         inside = self.polytope.contains(y, lengths=lengths, keep=allowed, tolerance=1e-4)
         if not bool(inside.all()):
-            rows = (~inside).flatten().nonzero().flatten().tolist()
+            rows = rows_where(~inside)
             raise ValueError(
                 f"target lies outside {self.polytope}, or on parts that keep or a score of -inf "
                 f"excludes, in {describe_instances(rows, inside.shape)}."

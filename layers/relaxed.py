@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from spigot.polytopes import Polytope, Regularizer
-from spigot.polytopes import implicit
+from spigot.polytopes import Polytope, Regularizer, implicit
 from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.posing import pose
 from spigot.pullback.steps import road

@@ -24,8 +24,8 @@ from spigot.polytopes.simplex import Simplex
 from spigot.polytopes.subset import Hypercube, Subset
 
 __all__ = [
-    "Convex",
     "ConvergenceError",
+    "Convex",
     "Euclidean",
     "Facets",
     "FermiDirac",

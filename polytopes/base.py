@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes import dispatch, implicit
+from spigot.polytopes.arrays import rows_where
 from spigot.polytopes.bounds import declared_bounds
 from spigot.polytopes.dispatch import Road, Route, Solver
 from spigot.polytopes.errors import ConvergenceError, describe_instances, unsupported
@@ -93,7 +94,7 @@ class Polytope:
         """A vertex of largest score each: `(n, *event) -> (n, *event)`. Scores are finite."""
         raise unsupported(self, None, "`argmax` is not declared.", "Use maximize(scores).")
 
-    def constraints(self, y: cp.Variable) -> list[cp.Constraint]:
+    def constraints(self, y: cp.Variable) -> list[Any]:
         """Cvxpy constraints on y, of `event_shape`, that hold exactly on M."""
         raise unsupported(self, None, "`constraints` is not declared.", "Declare them.")
 
@@ -121,9 +122,7 @@ class Polytope:
             ValueError: a label that is no structure.
         """
         vertices: Tensor = torch.as_tensor(labels)
-        vertices = (
-            vertices if vertices.is_floating_point() else vertices.to(torch.get_default_dtype())
-        )
+        vertices = vertices if vertices.is_floating_point() else vertices.to(torch.get_default_dtype())
         check_event(self, vertices, "labels")
         return vertices
 
@@ -134,10 +133,12 @@ class Polytope:
 
     # --- what follows from the facts, once an object -----------------------------------------
 
-    @cached_property
+    @property
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Valid lower and upper bounds of each part over M, `(*event)` float64 each."""
-        return declared_bounds(self)
+        if "bounds" not in self.scratch:
+            self.scratch["bounds"] = declared_bounds(self)
+        return self.scratch["bounds"]
 
     @cached_property
     def canonical(self) -> Canonical:
@@ -430,7 +431,8 @@ class Polytope:
                 "Check marginals by their moments: compare with the mean of sample(scores, (n,)).",
             )
         batch_shape = check_event(self, y, "y")
-        scores, y = torch.broadcast_tensors(scores.detach(), y.detach())
+        y = y.detach()
+        scores = scores.detach().expand_as(y)
         problem = pose(self, scores, regularizer, lengths, keep)
         value = certificate(problem, y.reshape(batch_shape.numel(), *self.event_shape))
         return value.reshape(batch_shape).to(y.dtype)
@@ -485,7 +487,7 @@ def check_converged(
     wrong = torch.stack([solution.status != status for status in accepted]).all(0)
     if not bool(wrong.any()):
         return
-    rows = wrong.nonzero().flatten().tolist()
+    rows = rows_where(wrong)
     status = Status(int(solution.status[rows[0]]))
     gap = "" if solution.gap is None else f", gap {solution.gap[rows[0]].item():.2g}"
     raise ConvergenceError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import tensor
 from spigot.polytopes.problem import Problem
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def declared_bounds(polytope: Polytope) -> tuple[Tensor, Tensor]:
         form = polytope.canonical
         lower, upper = form.lower[form.columns], form.upper[form.columns]
         return (
-            torch.from_numpy(lower.copy()).reshape(event),
-            torch.from_numpy(upper.copy()).reshape(event),
+            tensor(lower.copy()).reshape(event),
+            tensor(upper.copy()).reshape(event),
         )
     unknown = torch.full(event, torch.inf, dtype=torch.float64)
     return -unknown, unknown

@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 
+from spigot.polytopes.arrays import library
 from spigot.polytopes.errors import InfeasiblePolytope, UnboundedPolytope, unsupported
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def masked_form(polytope: Polytope, keep: np.ndarray | None) -> Canonical:
 
 def vertex_form(points: np.ndarray) -> Canonical:
     """conv of the points (m, d): x = (y, w), y = points' w, w >= 0, sum w = 1."""
-    m, d = points.shape
+    sp = library("scipy.sparse")
+    m, d = len(points), points.shape[1]
     mixture = sp.hstack([sp.identity(d), -sp.csr_matrix(points.T)])
     total = sp.csr_matrix(np.concatenate([np.zeros(d), np.ones(m)])[None])
     return Canonical(
@@ -115,7 +116,7 @@ def rows_from(
     only: list[int] | None = None,
 ) -> Canonical:
     """The rows of some of the constraints (all by default), unchecked."""
-    import cvxpy as cp
+    cp = library("cvxpy")
 
     y = cp.Variable(event_shape)
     declared = list(constraints(y))
@@ -125,7 +126,7 @@ def rows_from(
         raise unsupported(
             polytope,
             None,
-            "its constraints hold integer variables, and a polytope is exactly what its constraints say.",
+            "its constraints hold integer variables, and a polytope is what its constraints say.",
             "Use IntegerHull(constraints, event_shape) for the hull of the integer points.",
         )
     return _split(_linear_data(problem, cp.CLARABEL, polytope), y, event_shape)
@@ -135,7 +136,7 @@ def integer_rows(
     constraints: Callable[[Any], list[Any]], event_shape: tuple[int, ...], polytope: Polytope
 ) -> tuple[Canonical, np.ndarray]:
     """The rows with y integer, and which variables are integer."""
-    import cvxpy as cp
+    cp = library("cvxpy")
 
     y = cp.Variable(event_shape, integer=True)
     problem = cp.Problem(cp.Minimize(cp.sum(y)), list(constraints(y)))
@@ -151,7 +152,7 @@ def integer_rows(
 
 def _linear_data(problem: Any, solver: str, polytope: Polytope) -> dict[str, Any]:
     """cvxpy's cone data, refused unless every row is linear."""
-    import cvxpy as cp
+    cp = library("cvxpy")
 
     if not problem.is_dcp():
         broken = "\n".join(f"  {c}" for c in problem.constraints if not c.is_dcp())
@@ -171,7 +172,7 @@ def _linear_data(problem: Any, solver: str, polytope: Polytope) -> dict[str, Any
             None,
             "its constraints are not linear: they need second-order, exponential, power or "
             "semidefinite cones, so the set has no vertices to choose from.",
-            "Use linear constraints (cp.abs, cp.norm1, cp.norm_inf, cp.max and cp.sum_largest are fine).",
+            "Use linear constraints (cp.abs, cp.norm1, cp.norm_inf, cp.max, cp.sum_largest are fine).",
         )
     return data
 
@@ -182,10 +183,11 @@ def _curved(problem: Any) -> bool:
 
 def _split(data: dict[str, Any], y: Any, event_shape: tuple[int, ...]) -> Canonical:
     matrix, rhs, equalities = data["A"].tocsr(), data["b"], data["dims"].zero
-    n = matrix.shape[1]
-    offset = data["param_prob"].var_id_to_col[y.id]
-    fortran = np.arange(y.size).reshape(event_shape, order="F")
-    columns = offset + fortran.ravel(order="C")
+    n: int = matrix.shape[1]
+    offset: int = data["param_prob"].var_id_to_col[y.id]
+    size: int = y.size
+    fortran = np.arange(size).reshape(event_shape, order="F")
+    columns: np.ndarray = offset + fortran.ravel(order="C")
     lower, upper = np.full(n, -np.inf), np.full(n, np.inf)
     for bound, given in ((lower, data.get("lower_bounds")), (upper, data.get("upper_bounds"))):
         if given is not None:
@@ -220,7 +222,7 @@ def _check_feasible(form: Canonical, polytope: Polytope) -> None:
 
     if feasible(form):
         return
-    import cvxpy as cp
+    cp = library("cvxpy")
 
     declared = list(polytope.constraints(cp.Variable(polytope.event_shape)))
     conflict = list(range(len(declared)))
@@ -241,11 +243,10 @@ def _check_bounded(form: Canonical, polytope: Polytope) -> None:
     direction = ray(form)
     if direction is None:
         return
-    parts = np.flatnonzero(np.abs(direction) > 1e-7)[:5]
-    shape = polytope.event_shape
+    parts = np.argwhere(np.abs(direction.reshape(polytope.event_shape)) > 1e-7)[:5]
+    along = direction.reshape(polytope.event_shape)
     named = ", ".join(
-        f"y{[int(k) for k in np.unravel_index(i, shape)]} {'grows' if direction[i] > 0 else 'falls'}"
-        for i in parts
+        f"y{[int(k) for k in part]} {'grows' if along[tuple(part)] > 0 else 'falls'}" for part in parts
     )
     raise UnboundedPolytope(
         f"The constraints of {polytope} hold a ray, along which {named} without end. "

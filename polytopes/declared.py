@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import tensor
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.errors import InfeasiblePolytope
 
@@ -82,9 +83,7 @@ class Hull(Polytope):
         """The index of the nearest point."""
         dims = len(self.event_shape)
         points = self.vertices().flatten(1).to(vertices.device)
-        distance = torch.cdist(
-            vertices.double().flatten(-dims).reshape(-1, points.shape[1]), points
-        )
+        distance = torch.cdist(vertices.double().flatten(-dims).reshape(-1, points.shape[1]), points)
         return distance.argmin(1).reshape(vertices.shape[: vertices.dim() - dims])
 
 
@@ -122,7 +121,7 @@ class Facets(Polytope):
         """`shape`."""
         return self.shape
 
-    def constraints(self, y: cp.Variable) -> list[cp.Constraint]:
+    def constraints(self, y: cp.Variable) -> list[Any]:
         """The function's."""
         return self.constraints_of(y)
 
@@ -172,7 +171,7 @@ class Oracle(Polytope):
         arrays = scores.detach().double().cpu().numpy()
         answers = [self._one(i, array) for i, array in enumerate(arrays)]
         stacked = np.stack(answers) if answers else np.zeros((0, *self.shape))
-        return torch.from_numpy(stacked).to(scores)
+        return tensor(stacked).to(scores)
 
     def _one(self, i: int, scores: np.ndarray) -> np.ndarray:
         answer = np.asarray(self.fn(scores.copy()), dtype=np.float64)
@@ -238,7 +237,7 @@ class IntegerHull(Polytope):
         if any(point is None for point in best):
             raise InfeasiblePolytope(f"{self}: no integer point satisfies the constraints.")
         stacked = np.stack(best) if best else np.zeros_like(rows)
-        return torch.from_numpy(stacked).to(scores).reshape(scores.shape)
+        return tensor(stacked).to(scores).reshape(scores.shape)
 
 
 def _shape(shape: Sequence[int] | int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import first_part
 from spigot.polytopes.bounds import part_range, parts_outside
 from spigot.polytopes.errors import unsupported
 from spigot.polytopes.problem import Problem, Solution
@@ -157,9 +158,7 @@ def roads(polytope: Polytope, regularizer: Regularizer | None) -> Iterator[Road]
             yield solver
 
 
-def choose(
-    polytope: Polytope, regularizer: Regularizer | None, solver: Solver | None = None
-) -> Road:
+def choose(polytope: Polytope, regularizer: Regularizer | None, solver: Solver | None = None) -> Road:
     """The road that a problem takes.
 
     Raises:
@@ -197,7 +196,7 @@ def check_domain(polytope: Polytope, regularizer: Regularizer | None) -> None:
         return
     outside = parts_outside(polytope, *regularizer.domain)
     if bool(outside.any()):
-        part = tuple(outside.nonzero()[0].tolist())
+        part = first_part(outside)
         lower, upper = part_range(polytope, part)
         lowest, highest = regularizer.domain
         raise unsupported(

@@ -64,6 +64,5 @@ def unsupported(
     facts = ", ".join(sorted(polytope.facts)) or "none"
     problem = "MAP" if regularizer is None else f"maximize(s, {regularizer})"
     return UnsupportedProblem(
-        f"{polytope} cannot answer {problem}: {reason}\n"
-        f"It declares these facts: {facts}.\n{way_out}"
+        f"{polytope} cannot answer {problem}: {reason}\nIt declares these facts: {facts}.\n{way_out}"
     )

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import library, tensor
+
 __all__ = ["DENSE_ENTRIES", "Face", "Hyperplanes", "Span", "pull_through_faces", "tie_tolerance"]
 
 
@@ -46,7 +48,7 @@ class Span:
         """D^(1/2) times the part of D^(1/2) grad that is orthogonal to D^(1/2) times the normals."""
         if not len(self.directions):
             return np.zeros_like(grad)
-        left, size, right = np.linalg.svd(self.directions, full_matrices=True)
+        _, size, right = np.linalg.svd(self.directions, full_matrices=True)
         rank = int((size > 1e-9 * size[0]).sum())
         if bool((spread == 1).all()):
             basis = right[:rank]
@@ -79,12 +81,11 @@ class Hyperplanes:
         return root * self._solve(root, target)
 
     def _dense(self) -> np.ndarray:
-        return self.normals if isinstance(self.normals, np.ndarray) else self.normals.toarray()
+        normals: Any = self.normals
+        return normals.toarray() if hasattr(normals, "toarray") else normals
 
     def _solve(self, root: np.ndarray, target: np.ndarray) -> np.ndarray:
-        import scipy.sparse as sp
-        from scipy.sparse.linalg import splu
-
+        sp = library("scipy.sparse")
         rows = sp.csr_matrix(self.normals).multiply(root).tocsr()
         m, d = rows.shape
         tail = sp.csr_matrix((m, 0)) if self.auxiliary is None else sp.csr_matrix(self.auxiliary)
@@ -98,7 +99,7 @@ class Hyperplanes:
             format="csc",
         )
         shift = np.concatenate([np.zeros(d), np.full(t, DELTA), np.full(m, -DELTA)])
-        factor = splu((exact + sp.diags(shift)).tocsc())
+        factor = library("scipy.sparse.linalg").splu((exact + sp.diags(shift)).tocsc())
         rhs = np.concatenate([target, np.zeros(t + m)])
         x = factor.solve(rhs)
         for _ in range(REFINEMENTS):
@@ -132,4 +133,4 @@ def pull_through_faces(
         if grads[i].any():
             kept = slice(None) if keep is None else keep[i].cpu().numpy()
             pulled[i, kept] = face.pull(grads[i, kept], spreads[i, kept])
-    return torch.from_numpy(pulled).to(grad)
+    return tensor(pulled).to(grad)

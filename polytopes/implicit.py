@@ -5,7 +5,7 @@ The value's gradient is the maximiser (Danskin), so it may be differentiated onc
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,13 +19,13 @@ __all__ = ["conjugate", "maximize", "pull"]
 
 def maximize(problem: Problem, road: Road) -> Tensor:  # (n, *event)
     """The maximiser, differentiable in the problem's scores."""
-    value: Tensor = _Maximize.apply(problem.scores, problem, road)  # pyright: ignore
+    value: Tensor = cast(Any, _Maximize).apply(problem.scores, problem, road)
     return value
 
 
 def conjugate(problem: Problem, road: Road) -> Tensor:  # (n,)
     """The maximum, differentiable twice in the problem's scores."""
-    value: Tensor = _Conjugate.apply(problem.scores, problem, road)  # pyright: ignore
+    value: Tensor = cast(Any, _Conjugate).apply(problem.scores, problem, road)
     return value
 
 
@@ -36,9 +36,7 @@ def pull(problem: Problem, road: Road, solution: Solution, grad: Tensor) -> Tens
     if not bool(bad.any()):
         return road.vjp(problem, solution, grad)
     column = bad.reshape(n, *[1] * (grad.dim() - 1))
-    return torch.where(
-        column, torch.nan, road.vjp(problem, solution, grad.masked_fill(column, 0.0))
-    )
+    return torch.where(column, torch.nan, road.vjp(problem, solution, grad.masked_fill(column, 0.0)))
 
 
 class _Maximize(torch.autograd.Function):
@@ -54,7 +52,9 @@ class _Maximize(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, None, None]:
         (grad,) = grads
         if ctx.solution is None:
             return torch.zeros_like(grad), None, None

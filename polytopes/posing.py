@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import first_part, rows_where
 from spigot.polytopes.bounds import parts_outside
 from spigot.polytopes.errors import describe_instances, unsupported
 from spigot.polytopes.problem import Problem
@@ -75,7 +76,7 @@ def _mask(
     lengths: Tensor | None,
     keep: Tensor | None,
 ) -> Tensor | None:
-    masks = [_excluded_by_scores(polytope, scores, batch_shape)]
+    masks = [_excluded_by_scores(scores, batch_shape)]
     if keep is not None:
         masks.append(_checked_keep(scores, keep))
     masks = [mask for mask in masks if mask is not None and not bool(mask.all())]
@@ -88,16 +89,14 @@ def _mask(
     return torch.stack(masks).all(0) if len(masks) > 1 else masks[0]
 
 
-def _excluded_by_scores(
-    polytope: Polytope, scores: Tensor, batch_shape: torch.Size
-) -> Tensor | None:
+def _excluded_by_scores(scores: Tensor, batch_shape: torch.Size) -> Tensor | None:
     """Where the scores are not -inf; None where all are finite."""
     detached = scores.detach()
     if bool(torch.isfinite(detached.sum())):  # one pass, in the usual case
         return None
     for bad, name in ((detached.isnan(), "NaN"), (detached.isposinf(), "+inf")):
         if bool(bad.any()):
-            rows = bad.reshape(batch_shape.numel(), -1).any(1).nonzero().flatten().tolist()
+            rows = rows_where(bad.reshape(batch_shape.numel(), -1).any(1))
             raise ValueError(f"scores hold {name} in {describe_instances(rows, batch_shape)}.")
     return ~detached.isneginf()
 
@@ -121,7 +120,7 @@ def _check_excludable(
     excluded = torch.stack(masks).logical_not().flatten(0, batch_dims).any(0).cpu()
     negative = parts_outside(polytope, 0.0, torch.inf, excluded)
     if bool(negative.any()):
-        part = tuple(negative.nonzero()[0].tolist())
+        part = first_part(negative)
         raise unsupported(
             polytope,
             regularizer,
@@ -144,7 +143,7 @@ def _checked_lengths(
     lowest, highest = polytope.length_range
     wrong = (lengths < lowest) | (lengths > highest)
     if bool(wrong.any()):
-        rows = wrong.flatten().nonzero().flatten().tolist()
+        rows = rows_where(wrong)
         raise ValueError(
             f"lengths must lie in {lowest}..{highest} for {polytope}; "
             f"{describe_instances(rows, batch_shape)} has {lengths[wrong][0].item()}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -109,9 +109,7 @@ class Solution:
     faces: tuple[Face, ...] | None = None  # for the derivative, one an instance
 
     @classmethod
-    def closed_form(
-        cls, value: Tensor, objective: Tensor, gradient: Tensor | None = None
-    ) -> Solution:
+    def closed_form(cls, value: Tensor, objective: Tensor, gradient: Tensor | None = None) -> Solution:
         """An answer without iterations: (n, *event) values and (n,) objectives."""
         zeros = torch.zeros(value.shape[0], dtype=torch.int64, device=value.device)
         return cls(value, zeros, zeros, objective=objective, gradient=gradient)
@@ -121,16 +119,13 @@ class Solution:
         """Where `status` is `Status.CONVERGED`, `(*batch,)` of bool."""
         return self.status == Status.CONVERGED
 
-    def batched(
-        self, batch_shape: Sequence[int], dtype: torch.dtype, device: torch.device
-    ) -> Solution:
+    def batched(self, batch_shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Solution:
         """The flat solution in the user's batch shape, dtype and device."""
-        return Solution(
-            **{
-                field.name: _place(getattr(self, field.name), batch_shape, dtype, device)
-                for field in fields(self)
-            }
-        )
+        placed: dict[str, Any] = {
+            field.name: _place(getattr(self, field.name), batch_shape, dtype, device)
+            for field in fields(self)
+        }
+        return Solution(**placed)
 
 
 def _place(

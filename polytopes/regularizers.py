@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import library
+
 if TYPE_CHECKING:
     import cvxpy as cp
 
@@ -119,7 +121,7 @@ class Euclidean(Separable):
 
     def expression(self, y: cp.Expression) -> cp.Expression:
         """Half the sum of squares."""
-        import cvxpy as cp
+        cp = library("cvxpy")
 
         return 0.5 * cp.sum_squares(y)
 
@@ -158,7 +160,7 @@ class Shannon(Separable):
 
     def expression(self, y: cp.Expression) -> cp.Expression:
         """Minus the sum of cvxpy's `entr`."""
-        import cvxpy as cp
+        cp = library("cvxpy")
 
         return -cp.sum(cp.entr(y))
 
@@ -200,7 +202,7 @@ class FermiDirac(Separable):
 
     def expression(self, y: cp.Expression) -> cp.Expression:
         """Minus the sum of `entr(y)` and `entr(1 - y)`."""
-        import cvxpy as cp
+        cp = library("cvxpy")
 
         return -cp.sum(cp.entr(y)) - cp.sum(cp.entr(1 - y))
 
@@ -259,7 +261,7 @@ class Tsallis(Separable):
 
     def expression(self, y: cp.Expression) -> cp.Expression:
         """The same by cvxpy's `power`."""
-        import cvxpy as cp
+        cp = library("cvxpy")
 
         powers: Any = cp.power(y, self.alpha)
         return cp.sum(powers - y) / (self.alpha * (self.alpha - 1))
@@ -292,6 +294,6 @@ class Convex(Regularizer):
 
     def value(self, y: Tensor) -> Tensor:  # (*event) -> ()
         """Its value at one point."""
-        import cvxpy as cp
+        cp = library("cvxpy")
 
         return torch.as_tensor(self.function(cp.Constant(y.detach().cpu().numpy())).value).to(y)

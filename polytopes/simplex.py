@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import library, rows_where
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.budget import Budget, BudgetRule
 from spigot.polytopes.dispatch import Road, rule
@@ -71,9 +72,9 @@ class Simplex(Polytope):
         """The first largest part."""
         return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
 
-    def constraints(self, y: cp.Variable) -> list[cp.Constraint]:
+    def constraints(self, y: cp.Variable) -> list[Any]:
         """Nonnegative parts that sum to 1."""
-        import cvxpy as cp
+        cp = library("cvxpy")
 
         return [y >= 0, cp.sum(y) == 1]
 
@@ -107,7 +108,7 @@ def _masked(problem: Problem) -> Tensor:  # (n, d), -inf where excluded
         return problem.scores
     empty = ~keep.any(1)
     if bool(empty.any()):
-        rows = empty.nonzero().flatten().tolist()
+        rows = rows_where(empty)
         raise NoStructure(
             f"keep leaves no part of {problem.polytope} in "
             f"{describe_instances(rows, problem.batch_shape)}."

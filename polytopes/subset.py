@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes import elementary
+from spigot.polytopes.arrays import library, rows_where
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.budget import Budget, BudgetRule
 from spigot.polytopes.dispatch import Road, rule
@@ -74,9 +75,7 @@ class _Box(Polytope, abstract=True):
         size = vertices.sum(-1)
         low = self.length_range[0]
         if bool((vertices > 1).any() | (size > self.most).any() | (size < low).any()):
-            raise ValueError(
-                f"labels must be sets of {low} to {self.most} distinct parts of {self}."
-            )
+            raise ValueError(f"labels must be sets of {low} to {self.most} distinct parts of {self}.")
         return vertices.to(torch.get_default_dtype())
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -120,7 +119,7 @@ class Hypercube(_Box):
         """The parts of positive score."""
         return (scores > 0).to(scores)
 
-    def constraints(self, y: cp.Variable) -> list[cp.Constraint]:
+    def constraints(self, y: cp.Variable) -> list[Any]:
         """The box."""
         return [y >= 0, y <= 1]
 
@@ -176,9 +175,9 @@ class Subset(_Box):
         best = torch.zeros_like(scores).scatter_(-1, chosen, 1.0)
         return best * (scores > 0) if self.at_most else best
 
-    def constraints(self, y: cp.Variable) -> list[cp.Constraint]:
+    def constraints(self, y: cp.Variable) -> list[Any]:
         """The box and the budget."""
-        import cvxpy as cp
+        cp = library("cvxpy")
 
         total = cp.sum(y)
         return [y >= 0, y <= 1, total <= self.k if self.at_most else total == self.k]
@@ -191,7 +190,7 @@ def _masked(problem: Problem) -> Tensor:  # (n, d), -inf where excluded
     least = problem.polytope.length_range[0]
     short = keep.sum(1) < least
     if bool(short.any()):
-        rows = short.nonzero().flatten().tolist()
+        rows = rows_where(short)
         raise NoStructure(
             f"keep leaves {int(keep[rows[0]].sum())} part(s) of {problem.polytope}, which needs "
             f"{least}, in {describe_instances(rows, problem.batch_shape)}."

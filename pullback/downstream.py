@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -31,9 +31,7 @@ class Downstream:
     autocast: tuple[bool, torch.dtype]
 
     @classmethod
-    def capture(
-        cls, closure: Closure, batch_shape: tuple[int, ...], device: torch.device
-    ) -> Downstream:
+    def capture(cls, closure: Closure, batch_shape: tuple[int, ...], device: torch.device) -> Downstream:
         """The closure with the state of now."""
         on_cuda = device.type == "cuda"
         kind = device.type
@@ -61,8 +59,8 @@ class Downstream:
                     f"downstream must return each instance's own loss, of shape {self.batch_shape}; "
                     f"it returned shape {tuple(loss.shape)}. Do not reduce over the batch inside it."
                 )
-            (gradient,) = torch.autograd.grad(loss.sum(), point, allow_unused=True)
-        return torch.zeros_like(mu) if gradient is None else gradient.to(mu)
+            found: Any = torch.autograd.grad(loss.sum(), point, allow_unused=True)
+        return torch.zeros_like(mu) if found[0] is None else found[0].to(mu)
 
     def _state(self) -> AbstractContextManager[Any]:
         return _Replay(self)
@@ -77,7 +75,7 @@ class _Replay(AbstractContextManager[None]):
     def __enter__(self) -> None:
         held = self.downstream
         on_cuda = held.device_random_state is not None
-        self.fork = torch.random.fork_rng(devices=[held.device] if on_cuda else [])
+        self.fork: Any = cast(Any, torch.random).fork_rng(devices=[held.device] if on_cuda else [])
         self.fork.__enter__()
         torch.set_rng_state(held.random_state)
         if held.device_random_state is not None:

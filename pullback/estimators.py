@@ -49,6 +49,9 @@ __all__ = [
 ]
 
 
+EUCLIDEAN = Euclidean()
+
+
 @dataclass(frozen=True, kw_only=True)
 class PullBack:
     """A recipe for the backward of `spigot.layers.Argmax`.
@@ -85,7 +88,7 @@ class PullBack:
 
     forward: Regularizer | None = None
     start: Regularizer | None = None
-    geometry: Geometry = Euclidean()
+    geometry: Geometry = EUCLIDEAN
     loss: Regularizer | None = None
     step_size: float | Tensor = 1.0
     steps: int = 1
@@ -204,7 +207,7 @@ def _gradients(
 ) -> Callable[[Tensor], Tensor]:
     """g(mu) = grad l(mu) + (G - grad l(f)): what the closure does not see keeps its gradient at f."""
     if downstream is None:
-        return lambda mu: grad
+        return lambda _: grad
     value = forward.value.to(grad)
     seen: list[Tensor] = []
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import cvxpy as cp
 import torch
@@ -40,7 +41,7 @@ class AtMostTwo(Polytope):
     def event_shape(self) -> tuple[int, ...]:
         return (self.rows, self.columns)
 
-    def constraints(self, y: cp.Variable) -> list[cp.Constraint]:
+    def constraints(self, y: cp.Variable) -> list[Any]:
         return [y >= 0, y <= 1, cp.sum(y, axis=0) <= 2, cp.sum(y, axis=1) <= 2, cp.sum(y) == self.k]
 
 
@@ -63,7 +64,7 @@ def boards(rows: int, columns: int, k: int) -> Hull:
     return Hull(points[fits])
 
 
-def diamond(y: cp.Variable) -> list[cp.Constraint]:
+def diamond(y: cp.Variable) -> list[Any]:
     """The l1 ball: auxiliary variables, negative parts."""
     return [cp.norm1(y) <= 1]
 
@@ -80,7 +81,7 @@ def best_corner(scores: Tensor) -> Tensor:
     return torch.zeros_like(scores).scatter_(1, index, sign)
 
 
-def knapsack(y: cp.Variable) -> list[cp.Constraint]:
+def knapsack(y: cp.Variable) -> list[Any]:
     """Items of weight 3, 4, 5 and 6, at most 9 in all."""
     return [y >= 0, y <= 1, y @ [3.0, 4.0, 5.0, 6.0] <= 9]
 
@@ -91,7 +92,7 @@ def packed() -> Hull:
     return Hull(points[points @ torch.tensor([3.0, 4.0, 5.0, 6.0]).double() <= 9])
 
 
-def fractional(y: cp.Variable) -> list[cp.Constraint]:
+def fractional(y: cp.Variable) -> list[Any]:
     """The odd cycle: one vertex is (1/2, 1/2, 1/2)."""
     return [y >= 0, y[0] + y[1] <= 1, y[1] + y[2] <= 1, y[0] + y[2] <= 1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cvxpy as cp
 import pytest
@@ -74,7 +75,7 @@ class Disagreeing(Polytope):
     def event_shape(self) -> tuple[int, ...]:
         return (3,)
 
-    def constraints(self, y: cp.Variable) -> list[cp.Constraint]:
+    def constraints(self, y: cp.Variable) -> list[Any]:
         return [y >= 0, y <= 1, cp.sum(y) <= 2]
 
     def argmax(self, scores: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ class Fractional(Polytope):
     def event_shape(self) -> tuple[int, ...]:
         return (3,)
 
-    def constraints(self, y: cp.Variable) -> list[cp.Constraint]:
+    def constraints(self, y: cp.Variable) -> list[Any]:
         return [y >= 0, y[0] + y[1] <= 1, y[1] + y[2] <= 1, y[0] + y[2] <= 1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import tracemalloc
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
@@ -36,7 +37,7 @@ from spigot.polytopes.solvers import ActiveSet, Clarabel, Cvxpy, CvxpyLayers, Fr
 from tests.structures import best_corner, boards, corners, diamond, subsets
 
 
-def birkhoff(y: cp.Variable) -> list[cp.Constraint]:
+def birkhoff(y: cp.Variable) -> list[Any]:
     return [y >= 0, cp.sum(y, axis=0) == 1, cp.sum(y, axis=1) == 1]
 
 
@@ -55,7 +56,7 @@ def permutations(n: int) -> Hull:
     return Hull(torch.stack([torch.eye(n, dtype=torch.float64)[list(p)] for p in every(range(n))]))
 
 
-def subset_facets(y: cp.Variable) -> list[cp.Constraint]:
+def subset_facets(y: cp.Variable) -> list[Any]:
     return Subset(5, 2).constraints(y)
 
 
@@ -70,7 +71,13 @@ SETS: dict[str, tuple[Polytope, Polytope, Polytope]] = {
     "board": (
         Oracle(boards(3, 3, 4).maximize, (3, 3), batched=True),
         Facets(
-            lambda y: [y >= 0, y <= 1, cp.sum(y, axis=0) <= 2, cp.sum(y, axis=1) <= 2, cp.sum(y) == 4],
+            lambda y: [
+                y >= 0,
+                y <= 1,
+                cp.sum(y, axis=0) <= 2,
+                cp.sum(y, axis=1) <= 2,
+                cp.sum(y) == 4,
+            ],
             (3, 3),
         ),
         boards(3, 3, 4),
@@ -202,7 +209,7 @@ def test_duplicates_count_once() -> None:
 
 
 def test_integer_hull_is_not_its_relaxation() -> None:
-    def odd(y: cp.Variable) -> list[cp.Constraint]:
+    def odd(y: cp.Variable) -> list[Any]:
         return [y >= 0, y[0] + y[1] <= 1, y[1] + y[2] <= 1, y[0] + y[2] <= 1]
 
     scores = torch.ones(3, dtype=torch.float64)
@@ -267,15 +274,13 @@ def test_a_budget_truncates_inside_the_set() -> None:
 
 @pytest.mark.parametrize("kind", ["dimensions", "facets"])
 def test_ten_thousand_needs_no_dense_square(kind: str) -> None:
-    def chain(y: cp.Variable) -> list[cp.Constraint]:
+    def chain(y: cp.Variable) -> list[Any]:
         return [y >= 0, y <= 1, cp.sum(y) == 100, y[:-1] + y[1:] <= 1]
 
     normals = np.random.default_rng(0).normal(size=(10_000, 10))
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     polytope = (
-        Facets(chain, (10_000,))
-        if kind == "dimensions"
-        else Facets(lambda y: [normals @ y <= 1], (10,))
+        Facets(chain, (10_000,)) if kind == "dimensions" else Facets(lambda y: [normals @ y <= 1], (10,))
     )
     scores = torch.randn(1, *polytope.event_shape, generator=torch.Generator().manual_seed(0))
     scores = scores.double().requires_grad_()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import tensor
 from spigot.polytopes.dispatch import Solver, choose
 from spigot.polytopes.faces import pull_through_faces
 from spigot.polytopes.problem import Problem, Solution, Status
@@ -119,7 +120,7 @@ ROUNDING = 1e-13
 
 def linear_oracle(problem: Problem, slopes: np.ndarray, rows: np.ndarray) -> np.ndarray:  # (m, d)
     """The best vertices of some instances at these slopes, by the polytope's own MAP road."""
-    part = problem.take(torch.from_numpy(rows)).linear(torch.from_numpy(slopes))
+    part = problem.take(tensor(rows)).linear(tensor(slopes))
     return choose(problem.polytope, None).solve(part).value.flatten(1).double().numpy()
 
 
@@ -134,19 +135,17 @@ def _solution(
     for i, corral in enumerate(corrals):
         weights[i, : len(corral.weights)] = corral.weights
         support[i, : len(corral.weights)] = corral.vertices
-    value = torch.from_numpy(np.stack([corral.y for corral in corrals]))
+    value = tensor(np.stack([corral.y for corral in corrals]))
     if not regularizer.steep and regularizer.domain[0] == 0:
         value = torch.where(value < ROUNDING, 0.0, value)  # 1 / phi'' may be infinite at 0
     scores = problem.flat_scores.double().cpu()
     return Solution(
         value.reshape(shape),
-        torch.from_numpy(status),
-        torch.from_numpy(steps),
-        gap=torch.from_numpy(gaps),
-        objective=(scores * value - regularizer.value(value.clamp_min(regularizer.domain[0]))).sum(
-            1
-        ),
+        tensor(status),
+        tensor(steps),
+        gap=tensor(gaps),
+        objective=(scores * value - regularizer.value(value.clamp_min(regularizer.domain[0]))).sum(1),
         gradient=regularizer.gradient(value).reshape(shape),
-        support=torch.from_numpy(support).reshape(len(corrals), most, *shape[1:]),
-        weights=torch.from_numpy(weights),
+        support=tensor(support).reshape(len(corrals), most, *shape[1:]),
+        weights=tensor(weights),
     )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import library, tensor
 from spigot.polytopes.canonical import Canonical, masked_form
 from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.errors import NoStructure, describe_instances
@@ -70,7 +71,7 @@ class Clarabel(Solver):
                 )
             value[i, kept] = answer.value
             answers.append(answer)
-        y = torch.from_numpy(value)
+        y = tensor(value)
         shaped = y.reshape(problem.scores.shape)
         duals = [answer.duals for answer in answers]
         same = len({len(dual) for dual in duals}) == 1
@@ -78,9 +79,9 @@ class Clarabel(Solver):
             shaped,
             torch.tensor([int(answer.status) for answer in answers]),
             torch.tensor([answer.steps for answer in answers]),
-            objective=(torch.from_numpy(scores) * y - 0.5 * y * y).sum(1),
+            objective=(tensor(scores) * y - 0.5 * y * y).sum(1),
             gradient=shaped,
-            duals=torch.from_numpy(np.stack(duals)) if same else None,
+            duals=tensor(np.stack(duals)) if same else None,
             faces=tuple(answer.face for answer in answers),
         )
 
@@ -103,8 +104,8 @@ class _Answer:
 
 def _nothing(rows: Rows) -> _Answer:
     """The answer where every part is excluded."""
-    face = rows.face(np.zeros(rows.matrix.shape[0], dtype=bool))
-    return _Answer(np.zeros(0), Status.CONVERGED, 0, np.zeros(rows.matrix.shape[0]), face)
+    none = np.zeros(len(rows.limits))
+    return _Answer(np.zeros(0), Status.CONVERGED, 0, none, rows.face(none > 0))
 
 
 def _program(form: Canonical) -> _QuadraticProgram:
@@ -125,8 +126,8 @@ class _QuadraticProgram:
         self.settings: tuple[float, int] | None = None
 
     def _set_up(self, settings: Clarabel) -> None:
-        import clarabel
-        import scipy.sparse as sp
+        clarabel = library("clarabel")
+        sp = library("scipy.sparse")
 
         options = clarabel.DefaultSettings()
         options.verbose = False

@@ -8,8 +8,8 @@ the best vertex at r + e c or at r - e c leave the span, for small e: two calls 
 from __future__ import annotations
 
 import numpy as np
-import torch
 
+from spigot.polytopes.arrays import tensor
 from spigot.polytopes.dispatch import choose
 from spigot.polytopes.faces import Face, Span
 from spigot.polytopes.problem import Problem, Solution
@@ -85,15 +85,15 @@ def _grow(
     rows: np.ndarray,
 ) -> np.ndarray:
     """Two oracle calls an instance; the instances whose face grew."""
-    nudges = np.stack([growing[i].residual(generic) for i in rows])
+    nudges = np.stack([growing[int(i)].residual(generic) for i in rows])
     scale = 1 + np.abs(slopes[rows]).max(1)
     grew = np.zeros(len(rows), dtype=bool)
     road = choose(problem.polytope, None)
-    part = problem.take(torch.from_numpy(rows))
+    part = problem.take(tensor(rows))
     for sign in (1.0, -1.0):
         scores = slopes[rows] + sign * NUDGE * scale[:, None] * nudges
-        best = road.solve(part.linear(torch.from_numpy(scores))).value.flatten(1).double().numpy()
-        for k, i in enumerate(rows):
+        best = road.solve(part.linear(tensor(scores))).value.flatten(1).double().numpy()
+        for k, i in enumerate(int(row) for row in rows):
             gap = slopes[i] @ (y[i] - best[k])
             if gap <= ZERO_GAP * scale[k]:
                 grew[k] |= growing[i].add(best[k])

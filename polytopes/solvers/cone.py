@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import library, tensor
 from spigot.polytopes.canonical import Canonical, masked_form, vertex_form
 from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.errors import NoStructure, describe_instances
@@ -72,11 +73,11 @@ class Cvxpy(Solver):
         shape = problem.scores.shape
         smooth = isinstance(problem.regularizer, Separable)
         return Solution(
-            torch.from_numpy(value).reshape(shape),
+            tensor(value).reshape(shape),
             torch.tensor([int(answer.status) for answer in answers]),
             torch.tensor([answer.steps for answer in answers]),
             objective=torch.tensor([answer.objective for answer in answers], dtype=torch.float64),
-            gradient=torch.from_numpy(gradient).reshape(shape) if smooth else None,
+            gradient=tensor(gradient).reshape(shape) if smooth else None,
             faces=tuple(answer.face for answer in answers),
         )
 
@@ -125,17 +126,15 @@ class _Answer:
     face: Face
 
 
-_NOTHING = _Answer(
-    np.zeros(0), np.zeros(0), 0.0, Status.CONVERGED, 0, Hyperplanes(np.zeros((0, 0)))
-)
+_NOTHING = _Answer(np.zeros(0), np.zeros(0), 0.0, Status.CONVERGED, 0, Hyperplanes(np.zeros((0, 0))))
 
 
 class ConeProgram:
     """max <s, y> - Omega(y) in cvxpy, with s a parameter."""
 
     def __init__(self, problem: Problem, kept: np.ndarray) -> None:
-        import cvxpy as cp
-        import scipy.sparse as sp
+        cp = library("cvxpy")
+        sp = library("scipy.sparse")
 
         self.regularizer: Any = problem.regularizer
         form = cone_form(problem, kept)
@@ -162,7 +161,7 @@ class ConeProgram:
 
     def solve(self, scores: np.ndarray, settings: Cvxpy) -> _Answer | None:
         """One instance; None if nothing satisfies the rows."""
-        import cvxpy as cp
+        cp = library("cvxpy")
 
         if self.form is None:
             return None
@@ -205,7 +204,7 @@ class ConeProgram:
 
     def _objective(self, scores: np.ndarray, y: np.ndarray) -> float:
         low, high = self.regularizer.domain
-        value = self.regularizer.value(torch.from_numpy(y.clip(low, high)))
+        value = self.regularizer.value(tensor(y.clip(low, high)))
         return float(scores @ y) - float(value.sum())
 
     def _polish(
@@ -214,31 +213,33 @@ class ConeProgram:
         """y, grad Omega(y), and whether Newton's method on the binding rows' multipliers got there."""
         if len(self.rows.auxiliary):
             return y, self._gradient(y), False
-        rows = self.rows.matrix[binding][:, self.rows.form.columns].toarray()
+        matrix: Any = self.rows.matrix[:, self.rows.form.columns]
+        rows: np.ndarray = matrix[binding].toarray()
         limits, lam = self.rows.limits[binding], multipliers[binding]
         for _ in range(POLISH_STEPS):
-            slope = scores - rows.T @ lam
-            mirrored = self.regularizer.mirror(torch.from_numpy(slope))
-            residual = rows @ mirrored.numpy() - limits
-            if np.abs(residual).max(initial=0.0) <= 1e-13 * (1 + np.abs(limits).max(initial=0.0)):
-                close = np.abs(mirrored.numpy() - y).max(initial=0.0) <= 1e-4
-                slack = (
-                    self.rows.limits
-                    - self.rows.matrix[:, self.rows.form.columns] @ mirrored.numpy()
-                )
-                if close and slack.min(initial=0.0) >= -1e-9:
-                    return mirrored.numpy(), slope, True
+            slope: np.ndarray = scores - rows.T @ lam
+            point: np.ndarray = self.regularizer.mirror(tensor(slope)).numpy()
+            residual = rows @ point - limits
+            if _largest(residual) <= 1e-13 * (1 + _largest(limits)):
+                slack: np.ndarray = self.rows.limits - matrix @ point
+                if _largest(point - y) <= 1e-4 and slack.min(initial=0.0) >= -1e-9:
+                    return point, slope, True
                 break
-            spread = (self.regularizer.spread(mirrored) * (mirrored > 0)).numpy()
-            lam = lam + np.linalg.lstsq((rows * spread) @ rows.T, residual, rcond=1e-14)[0]
+            spread: np.ndarray = self.regularizer.spread(tensor(point)).numpy() * (point > 0)
+            step: np.ndarray = np.linalg.lstsq((rows * spread) @ rows.T, residual, rcond=1e-14)[0]
+            lam = lam + step
         return y, self._gradient(y), False
 
     def _gradient(self, y: np.ndarray) -> np.ndarray:
         low, high = self.regularizer.domain
-        return self.regularizer.gradient(torch.from_numpy(y.clip(low, high))).numpy()
+        return self.regularizer.gradient(tensor(y.clip(low, high))).numpy()
 
 
 POLISH_STEPS = 20
+
+
+def _largest(values: np.ndarray) -> float:
+    return float(np.abs(values).max(initial=0.0))
 
 
 def _without_domain(form: Canonical, regularizer: Regularizer) -> Canonical:

@@ -8,8 +8,8 @@ H = phi''(y). For `Euclidean` one full step is exact, and this is Wolfe's algori
 from __future__ import annotations
 
 import numpy as np
-import torch
 
+from spigot.polytopes.arrays import tensor
 from spigot.polytopes.regularizers import Separable
 
 __all__ = ["Corral"]
@@ -41,7 +41,7 @@ class Corral:
     def _slope_at(self, y: Array) -> Array:
         low, high = self.regularizer.domain
         inside = y.clip(low + TINY, high - ROUND) if self.regularizer.steep else y
-        gradient = self.regularizer.gradient(torch.from_numpy(inside)).numpy()
+        gradient = self.regularizer.gradient(tensor(inside)).numpy()
         return np.where(self.free, self.scores - np.where(self.free, gradient, 0.0), 0.0)
 
     def holds(self, vertex: Array) -> bool:
@@ -111,7 +111,7 @@ class Corral:
             return np.ones_like(self.scores)
         low, high = self.regularizer.domain
         inside = self.y.clip(low + TINY, high - ROUND)
-        spread = self.regularizer.spread(torch.from_numpy(inside)).numpy()
+        spread = self.regularizer.spread(tensor(inside)).numpy()
         return np.where(self.free, 1 / np.maximum(spread, TINY), 0.0)
 
     def _objective(self, weights: Array) -> float:
@@ -120,7 +120,7 @@ class Corral:
         if (y < low - 1e-12).any() or (y > high + 1e-12).any():
             return np.inf
         y = y.clip(low, high)
-        return float(self.regularizer.value(torch.from_numpy(y)).sum()) - float(self.scores @ y)
+        return float(self.regularizer.value(tensor(y)).sum()) - float(self.scores @ y)
 
     def _backtrack(self, move: Array, step: float, decrement: float) -> float:
         if self._quadratic:
@@ -129,10 +129,7 @@ class Corral:
         noise = 1e-15 * (1 + abs(start))
         least = 1e-12 * step
         while step > least:
-            if (
-                self._objective(self.weights + step * move)
-                <= start - 1e-4 * step * decrement + noise
-            ):
+            if self._objective(self.weights + step * move) <= start - 1e-4 * step * decrement + noise:
                 return step
             step *= 0.5
         return 0.0
@@ -150,9 +147,7 @@ def _solve(matrix: Array, rhs: Array) -> Array:
         factor = np.linalg.cholesky(matrix)
     except np.linalg.LinAlgError:
         return np.linalg.lstsq(matrix, rhs, rcond=1e-13)[0]
-    import scipy.linalg
-
-    return scipy.linalg.cho_solve((factor, True), rhs)
+    return np.linalg.solve(factor.T, np.linalg.solve(factor, rhs))
 
 
 def _reach(weights: Array, move: Array) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import library
 from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.errors import NoStructure
 from spigot.polytopes.problem import Problem, Solution
@@ -51,9 +52,10 @@ class CvxpyLayers(Solver):
         with torch.no_grad():
             value = _forward(problem, problem.flat_scores.detach().double().cpu())
         scores = problem.flat_scores.double().cpu()
-        penalty = torch.tensor([_penalty(problem, row) for row in value], dtype=torch.float64)
+        penalty = torch.stack([_penalty(problem, row) for row in value])
         shaped = value.reshape(problem.scores.shape)
-        gradient = problem.regularizer.gradient(shaped) if _smooth(problem) else None  # pyright: ignore
+        omega = problem.regularizer
+        gradient = omega.gradient(shaped) if isinstance(omega, Separable) else None
         return Solution.closed_form(shaped, (scores * value).sum(1) - penalty, gradient)
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
@@ -65,14 +67,10 @@ class CvxpyLayers(Solver):
         return pulled.to(grad).reshape(grad.shape)
 
 
-def _smooth(problem: Problem) -> bool:
-    return isinstance(problem.regularizer, Separable)
-
-
-def _penalty(problem: Problem, y: Tensor) -> float:
+def _penalty(problem: Problem, y: Tensor) -> Tensor:
     regularizer: Any = problem.regularizer
-    point = y.clamp(*regularizer.domain).reshape(problem.polytope.event_shape)
-    return float(regularizer.value(point).sum())
+    point: Tensor = y.clamp(*regularizer.domain).reshape(problem.polytope.event_shape)
+    return regularizer.value(point).sum()
 
 
 def _forward(problem: Problem, scores: Tensor) -> Tensor:  # (n, d) -> (n, d)
@@ -83,9 +81,7 @@ def _forward(problem: Problem, scores: Tensor) -> Tensor:  # (n, d) -> (n, d)
     for i in range(len(scores)):
         kept = keep[i].cpu()
         part = _parts(problem, kept.numpy(), scores[i : i + 1, kept])
-        rows.append(
-            torch.zeros_like(scores[i : i + 1]).index_add(1, kept.nonzero().flatten(), part)
-        )
+        rows.append(torch.zeros_like(scores[i : i + 1]).index_add(1, kept.nonzero().flatten(), part))
     return torch.cat(rows)
 
 
@@ -104,10 +100,9 @@ def _parts(problem: Problem, kept: np.ndarray, scores: Tensor) -> Tensor:
 
 
 def _layer(problem: Problem, kept: np.ndarray) -> tuple[Any, np.ndarray]:
-    from cvxpylayers.torch import CvxpyLayer
-
     program = ConeProgram(problem, kept)
     if program.form is None:
         raise NoStructure(f"keep leaves no structure of {problem.polytope}.")
-    layer = CvxpyLayer(program.problem, parameters=[program.scores], variables=[program.x])
+    torch_layer = library("cvxpylayers.torch").CvxpyLayer
+    layer = torch_layer(program.problem, parameters=[program.scores], variables=[program.x])
     return layer, program.form.columns

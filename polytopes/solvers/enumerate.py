@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import distinct, rows_where, tensor
 from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.errors import NoStructure, describe_instances
 from spigot.polytopes.problem import Problem, Solution
@@ -27,7 +28,7 @@ def distinct_vertices(polytope: Polytope) -> Tensor:  # (m, d)
     known: Tensor | None = polytope.scratch.get("distinct vertices")
     if known is None:
         points = polytope.vertices().double().flatten(1)
-        groups = points.unique(dim=0, return_inverse=True)[1]
+        groups = distinct(points)[1]
         first = torch.full((int(groups.max()) + 1,), len(points)).to(groups)
         first.scatter_reduce_(0, groups, torch.arange(len(points)).to(groups), "amin")
         known = polytope.scratch["distinct vertices"] = points[first.sort().values]
@@ -90,7 +91,7 @@ def _scored(problem: Problem) -> tuple[Tensor, Tensor]:  # (m, d), (n, m)
     energies = energies.masked_fill((~keep).double() @ uses.t() > 0, -torch.inf)
     empty = energies.isneginf().all(1)
     if bool(empty.any()):
-        rows = empty.nonzero().flatten().tolist()
+        rows = rows_where(empty)
         raise NoStructure(
             f"keep leaves no structure of {problem.polytope} in "
             f"{describe_instances(rows, problem.batch_shape)}."
@@ -102,5 +103,5 @@ def _argmax(vertices: Tensor, energies: Tensor) -> Tensor:  # (n,)
     """Of the vertices that tie, the one that a fixed generic objective likes best: it is extreme."""
     best = energies.amax(1, keepdim=True)
     tied = energies >= best - TIE * (1 + best.abs())
-    generic = torch.from_numpy(generic_objective(vertices.shape[1])).to(vertices)
+    generic = tensor(generic_objective(vertices.shape[1])).to(vertices)
     return (vertices @ generic).expand_as(energies).masked_fill(~tied, -torch.inf).argmax(1)

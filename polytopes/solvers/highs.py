@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
+from spigot.polytopes.arrays import library, tensor
 from spigot.polytopes.canonical import Canonical, masked_form
 from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.errors import ConvergenceError, NoStructure, describe_instances
@@ -17,7 +17,7 @@ from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Regularizer
 
 if TYPE_CHECKING:
-    import highspy
+    pass
 
 __all__ = ["Highs", "LinearProgram", "MixedIntegerProgram", "feasible", "ray"]
 
@@ -59,11 +59,11 @@ class Highs(Solver):
                     f"{describe_instances([i], problem.batch_shape)}."
                 )
             values[i, kept], steps[i], stopped[i] = answer
-        value = torch.from_numpy(values).to(problem.scores).reshape(problem.scores.shape)
+        value = tensor(values).to(problem.scores).reshape(problem.scores.shape)
         return Solution(
             value,
-            torch.from_numpy(stopped),
-            torch.from_numpy(steps),
+            tensor(stopped),
+            tensor(steps),
             gap=value.new_zeros(len(scores)),
             objective=(problem.flat_scores * value.flatten(1)).sum(1),
         )
@@ -89,7 +89,7 @@ class LinearProgram:
 
     def __init__(self, form: Canonical) -> None:
         self.form = form
-        self.model = _model(form, np.zeros(form.variables))
+        self.model: Any = _model(form, np.zeros(form.variables))
         self.columns = np.arange(form.variables, dtype=np.int32)
         rows = form.A.shape[0] + form.G.shape[0]
         self.rows = np.arange(rows, dtype=np.int32)
@@ -98,7 +98,7 @@ class LinearProgram:
 
     def vertex(self, scores: np.ndarray, max_steps: int) -> tuple[np.ndarray, int, Status] | None:
         """A vertex of M of largest score, the steps taken and the status; None if infeasible."""
-        import highspy
+        highspy = library("highspy")
 
         if not len(self.form.columns):
             return (scores, 0, Status.CONVERGED) if feasible(self.form) else None
@@ -115,7 +115,7 @@ class LinearProgram:
         return _snap(value), steps, status
 
     def _read(self) -> tuple[Status, np.ndarray]:
-        import highspy
+        highspy = library("highspy")
 
         good = self.model.getModelStatus() == highspy.HighsModelStatus.kOptimal
         value = np.array(self.model.getSolution().col_value)[self.form.columns]
@@ -131,7 +131,7 @@ class LinearProgram:
 
     def _movable(self) -> tuple[np.ndarray, np.ndarray]:
         """Nonbasic columns and rows that are not fixed by their own bounds."""
-        import highspy
+        highspy = library("highspy")
 
         basis, basic = self.model.getBasis(), highspy.HighsBasisStatus.kBasic
         columns = np.array([status != basic for status in basis.col_status], dtype=bool)
@@ -174,9 +174,9 @@ def _snap(value: np.ndarray) -> np.ndarray:
     return np.where(np.abs(value - nearest) <= SNAP, nearest, value) + 0.0
 
 
-def _model(form: Canonical, cost: np.ndarray, integer: np.ndarray | None = None) -> highspy.Highs:
-    import highspy
-    import scipy.sparse as sp
+def _model(form: Canonical, cost: np.ndarray, integer: np.ndarray | None = None) -> Any:
+    highspy = library("highspy")
+    sp = library("scipy.sparse")
 
     matrix = sp.vstack([form.A, form.G], format="csc")
     lp = highspy.HighsLp()
@@ -210,7 +210,7 @@ _OPTIONS: dict[str, Any] = {
 
 def feasible(form: Canonical) -> bool:
     """Whether some point satisfies the rows."""
-    import highspy
+    highspy = library("highspy")
 
     if bool((form.lower > form.upper + 1e-9).any()):
         return False
@@ -266,7 +266,7 @@ class MixedIntegerProgram:
         return self._best(self._with_score(scores, float(scores @ best) - slack), None)
 
     def _with_score(self, scores: np.ndarray, least: float) -> Canonical:
-        import scipy.sparse as sp
+        sp = library("scipy.sparse")
 
         row = np.zeros((1, self.form.variables))
         row[0, self.form.columns] = -scores
@@ -274,7 +274,7 @@ class MixedIntegerProgram:
         return replace(self.form, G=rows, h=np.append(self.form.h, -least))
 
     def _best(self, form: Canonical, scores: np.ndarray | None) -> np.ndarray | None:
-        import highspy
+        highspy = library("highspy")
 
         cost = np.zeros(form.variables)
         generic = generic_objective(len(form.columns))
@@ -290,9 +290,7 @@ class MixedIntegerProgram:
         found = np.array(model.getSolution().col_value)[form.columns]
         rounded = np.round(found) + 0.0
         if np.abs(found - rounded).max() > 1e-9 and not feasible(_fixed(form, rounded)):
-            raise ConvergenceError(
-                f"HiGHS's integer point {found} does not round to a feasible one."
-            )
+            raise ConvergenceError(f"HiGHS's integer point {found} does not round to a feasible one.")
         return rounded
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import rows_where
 from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.errors import NoStructure, describe_instances
 from spigot.polytopes.problem import Problem, Solution
@@ -28,9 +29,7 @@ class OracleCall(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         """The oracle's vertices, their shape checked."""
-        value = (
-            self._avoiding(problem) if problem.keep is not None else _call(problem, problem.scores)
-        )
+        value = self._avoiding(problem) if problem.keep is not None else _call(problem, problem.scores)
         objective = (problem.flat_scores * value.flatten(1)).sum(1)
         return Solution.closed_form(value, objective)
 
@@ -44,7 +43,7 @@ class OracleCall(Solver):
             used = ((value.abs() > 1e-9) & ~problem.keep).flatten(1).any(1)
             if not bool(used.any()):
                 return value * problem.keep
-        rows = used.nonzero().flatten().tolist()  # pyright: ignore[reportPossiblyUnbound]
+        rows = rows_where(used)  # pyright: ignore[reportPossiblyUnbound]
         raise NoStructure(
             f"keep leaves no structure of {problem.polytope} in "
             f"{describe_instances(rows, problem.batch_shape)}: argmax uses an excluded part even at a "

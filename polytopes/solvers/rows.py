@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
+from spigot.polytopes.arrays import library
 from spigot.polytopes.canonical import Canonical
 from spigot.polytopes.faces import DENSE_ENTRIES, Face, Hyperplanes
 
@@ -51,9 +51,7 @@ class Rows:
         has (almost) no slack there and the reverse; where both vanish they are alike.
         """
         equalities = self.form.A.shape[0]
-        bind = multipliers > np.maximum(
-            1e3 * slacks, 1e-9 * (1 + np.abs(multipliers).max(initial=0))
-        )
+        bind = multipliers > np.maximum(1e3 * slacks, 1e-9 * (1 + np.abs(multipliers).max(initial=0)))
         bind[:equalities] = True
         return bind
 
@@ -81,6 +79,7 @@ class Rows:
 
 def stacked_rows(form: Canonical) -> Rows:
     """One sparse matrix for all rows; infinite bounds make none."""
+    sp = library("scipy.sparse")
     identity = sp.identity(form.variables, format="csr")
     low, high = np.isfinite(form.lower), np.isfinite(form.upper)
     matrix = sp.vstack([form.A, form.G, -identity[low], identity[high]], format="csr")

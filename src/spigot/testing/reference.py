@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes import Polytope
+from spigot.polytopes.arrays import library, tensor
 from spigot.polytopes.regularizers import Separable
 
 __all__ = ["Reference"]
@@ -25,7 +26,7 @@ class Reference:
     """cvxpy problems over the declared constraints, or over mixtures of the declared vertices."""
 
     def __init__(self, polytope: Polytope) -> None:
-        import cvxpy as cp
+        cp = library("cvxpy")
 
         self.polytope = polytope
         self.available = bool(polytope.facts & {"constraints", "vertices"})
@@ -39,7 +40,7 @@ class Reference:
         self.problems: dict[Separable | None, Any] = {}
 
     def _declared(self) -> list[Any]:
-        import cvxpy as cp
+        cp = library("cvxpy")
 
         if "constraints" in self.polytope.facts:
             return list(self.polytope.constraints(self.y))
@@ -50,7 +51,7 @@ class Reference:
 
     def solve(self, scores: Tensor, regularizer: Separable | None, keep: Tensor | None) -> Tensor | None:
         """The maximiser (of MAP: one of them), or None where cvxpy does not reach its tolerance."""
-        import cvxpy as cp
+        cp = library("cvxpy")
 
         if not self.available:
             return None
@@ -65,10 +66,10 @@ class Reference:
                 return None
         if self._problem(regularizer).status != "optimal":
             return None
-        return torch.from_numpy(np.asarray(self.y.value, dtype=np.float64).copy())
+        return tensor(np.asarray(self.y.value, dtype=np.float64).copy())
 
     def _problem(self, regularizer: Separable | None) -> Any:
-        import cvxpy as cp
+        cp = library("cvxpy")
 
         if regularizer not in self.problems:
             objective: Any = cp.sum(cp.multiply(self.scores, self.y))

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import numbers
+
 __all__ = ["Counterexample", "Finding", "Report"]
 
 
@@ -32,7 +34,7 @@ class Counterexample:
 
 
 def _show(tensor: Tensor) -> str:
-    return str(torch.round(tensor.double(), decimals=6).tolist())
+    return str(numbers(torch.round(tensor.double(), decimals=6)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +92,10 @@ class Report:
         header = ("verb", "regularizer", "road", "cases", "worst error", "worst gap", "verdict")
         rows = [header, *(_row(finding) for finding in self.findings)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
         lines.insert(1, "  ".join("-" * width for width in widths))
         wrong = [finding for finding in self.findings if finding.counterexample is not None]
         for finding in wrong:

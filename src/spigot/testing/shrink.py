@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from spigot.polytopes.arrays import rows_where
 from spigot.testing.cases import Case
 
 __all__ = ["shrink"]
@@ -34,7 +35,7 @@ def _smaller(case: Case) -> Iterator[Case]:
     if case.keep is not None:
         yield replace(case, keep=None)
     flat = case.scores.flatten()
-    used = flat.nonzero().flatten().tolist()
+    used = rows_where(flat)
     half = len(used) // 2
     blocks = [used, used[:half], used[half:]] if half else []
     for block in [*blocks, *([i] for i in used)]:
