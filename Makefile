@@ -25,7 +25,7 @@ lint: $(READY)  ## style, types, and that every public name has a type
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	PYTHONPATH=src $(BIN)/pyright --pythonpath $(BIN)/python --verifytypes spigot --ignoreexternal
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=src pyright --verifytypes spigot --ignoreexternal
 
 format: $(READY)  ## format the code and mend what ruff can
 	$(BIN)/ruff check --fix

@@ -464,7 +464,8 @@ class Checked(Road):
 
     def __init__(self, road: Road, truncated: bool = False) -> None:
         self.road = road
-        self.accepted = (Status.CONVERGED, Status.STOPPED) if truncated else (Status.CONVERGED,)
+        stopped = (Status.STOPPED,) if truncated else ()
+        self.accepted: tuple[Status, ...] = (Status.CONVERGED, *stopped)
 
     def solve(self, problem: Problem) -> Solution:
         """The same, checked."""

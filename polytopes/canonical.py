@@ -81,7 +81,7 @@ def masked_form(polytope: Polytope, keep: np.ndarray | None) -> Canonical:
 def vertex_form(points: np.ndarray) -> Canonical:
     """conv of the points (m, d): x = (y, w), y = points' w, w >= 0, sum w = 1."""
     sp = library("scipy.sparse")
-    m, d = len(points), points.shape[1]
+    m, d = int(points.shape[0]), int(points.shape[1])
     mixture = sp.hstack([sp.identity(d), -sp.csr_matrix(points.T)])
     total = sp.csr_matrix(np.concatenate([np.zeros(d), np.ones(m)])[None])
     return Canonical(

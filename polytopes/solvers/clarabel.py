@@ -14,10 +14,10 @@ from spigot.polytopes.arrays import library, tensor
 from spigot.polytopes.canonical import Canonical, masked_form
 from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.errors import NoStructure, describe_instances
-from spigot.polytopes.faces import pull_through_faces
+from spigot.polytopes.faces import Face, pull_through_faces
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Euclidean, Regularizer
-from spigot.polytopes.solvers.highs import feasible
+from spigot.polytopes.solvers.highs import feasible, fixed
 from spigot.polytopes.solvers.rows import Rows, stacked_rows
 
 __all__ = ["Clarabel"]
@@ -99,7 +99,7 @@ class _Answer:
     status: Status
     steps: int
     duals: np.ndarray
-    face: Any
+    face: Face
 
 
 def _nothing(rows: Rows) -> _Answer:
@@ -166,16 +166,29 @@ class _QuadraticProgram:
         if "PrimalInfeasible" in str(found.status):
             return None
         x, multipliers, slacks = (np.array(item) for item in (found.x, found.z, found.s))
-        binding = self.rows.binding(multipliers, slacks)
-        face = self.rows.face(binding)
-        y = self.rows.at_bounds(x, binding)[self.form.columns]
-        polished = y + face.pull(scores - y, np.ones_like(y))
-        good = np.abs(polished - y).max() <= 1e-4 * (1 + np.abs(y).max())
-        clean = str(found.status) in ("Solved", "AlmostSolved")
-        return _Answer(
-            polished if good else y,
-            Status.CONVERGED if clean and good else Status.INACCURATE,
-            int(found.iterations),
-            multipliers,
-            face,
-        )
+        y, face = self._made_exact(scores, x, multipliers, slacks)
+        close = np.abs(y - x[self.form.columns]).max() <= 1e-5 * (1 + np.abs(scores).max())
+        clean = close and str(found.status) in ("Solved", "AlmostSolved")
+        status = Status.CONVERGED if clean else Status.INACCURATE
+        return _Answer(y, status, int(found.iterations), multipliers, face)
+
+    def _made_exact(
+        self, scores: np.ndarray, x: np.ndarray, multipliers: np.ndarray, slacks: np.ndarray
+    ) -> tuple[np.ndarray, Face]:
+        """The projection onto the face of the binding rows; rows it would violate bind too.
+
+        With auxiliary variables a violation cannot be seen in y alone: where it is in doubt which
+        rows bind, a linear program says whether y lies in M, or the interior point's answer stays.
+        """
+        rows = self.rows
+        binding = rows.binding(multipliers, slacks)
+        while True:
+            near = rows.at_bounds(x, binding)[self.form.columns]
+            face = rows.face(binding)
+            y = near + face.pull(scores - near, np.ones_like(near))
+            if len(rows.auxiliary) and rows.doubtful(multipliers, slacks):
+                return (y if feasible(fixed(self.form, y)) else near), face
+            violated = rows.violated(y) & ~binding
+            if not violated.any():
+                return y, face
+            binding = binding | violated

@@ -191,8 +191,11 @@ class ConeProgram:
         gradient = np.zeros_like(y)
         smooth = isinstance(self.regularizer, Separable)
         if smooth:
-            y, gradient, exact = self._polish(scores, y, multipliers, binding)
-            optimal = optimal or exact
+            polished = self._polish(scores, y, multipliers, binding)
+            if polished is None:
+                gradient = self._gradient(y)
+            else:
+                (y, gradient, binding), optimal = polished, True
         return _Answer(
             y,
             gradient,
@@ -209,26 +212,35 @@ class ConeProgram:
 
     def _polish(
         self, scores: np.ndarray, y: np.ndarray, multipliers: np.ndarray, binding: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, bool]:
-        """y, grad Omega(y), and whether Newton's method on the binding rows' multipliers got there."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """y, grad Omega(y) and the binding rows, exact; None if Newton's method leads elsewhere."""
         if len(self.rows.auxiliary):
-            return y, self._gradient(y), False
-        matrix: Any = self.rows.matrix[:, self.rows.form.columns]
-        rows: np.ndarray = matrix[binding].toarray()
+            return None
+        while True:
+            found = self._newton(scores, multipliers * binding, binding)
+            if found is None or _largest(found[0] - y) > 1e-4:
+                return None
+            violated = self.rows.violated(found[0]) & ~binding
+            if not violated.any():
+                return *found, binding
+            binding = binding | violated
+
+    def _newton(
+        self, scores: np.ndarray, multipliers: np.ndarray, binding: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """The maximiser with the binding rows as equations, by Newton on their multipliers."""
+        rows: np.ndarray = self.rows.parts[binding].toarray()
         limits, lam = self.rows.limits[binding], multipliers[binding]
         for _ in range(POLISH_STEPS):
             slope: np.ndarray = scores - rows.T @ lam
             point: np.ndarray = self.regularizer.mirror(tensor(slope)).numpy()
             residual = rows @ point - limits
             if _largest(residual) <= 1e-13 * (1 + _largest(limits)):
-                slack: np.ndarray = self.rows.limits - matrix @ point
-                if _largest(point - y) <= 1e-4 and slack.min(initial=0.0) >= -1e-9:
-                    return point, slope, True
-                break
+                return point, slope
             spread: np.ndarray = self.regularizer.spread(tensor(point)).numpy() * (point > 0)
             step: np.ndarray = np.linalg.lstsq((rows * spread) @ rows.T, residual, rcond=1e-14)[0]
             lam = lam + step
-        return y, self._gradient(y), False
+        return None
 
     def _gradient(self, y: np.ndarray) -> np.ndarray:
         low, high = self.regularizer.domain

@@ -25,9 +25,11 @@ class Corral:
     """Vertices `(m, d)`, their weights `(m,)`, the scores `(d,)` and the parts that can vary."""
 
     def __init__(self, regularizer: Separable, scores: Array, vertices: Array, free: Array) -> None:
-        self.regularizer, self.scores, self.free = regularizer, scores, free
-        self.vertices = vertices
-        self.weights = np.full(len(vertices), 1 / len(vertices))
+        self.regularizer: Separable = regularizer
+        self.scores: Array = scores
+        self.free: Array = free
+        self.vertices: Array = vertices
+        self.weights: Array = np.full(len(vertices), 1 / len(vertices))
 
     @property
     def y(self) -> Array:

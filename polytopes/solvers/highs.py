@@ -19,7 +19,7 @@ from spigot.polytopes.regularizers import Regularizer
 if TYPE_CHECKING:
     pass
 
-__all__ = ["Highs", "LinearProgram", "MixedIntegerProgram", "feasible", "ray"]
+__all__ = ["Highs", "LinearProgram", "MixedIntegerProgram", "feasible", "fixed", "ray"]
 
 TIE = 1e-9  # a reduced cost this small, relative to the largest score, may hide a second optimum
 SNAP = 1e-9  # coordinates this close to an integer are that integer
@@ -90,11 +90,11 @@ class LinearProgram:
     def __init__(self, form: Canonical) -> None:
         self.form = form
         self.model: Any = _model(form, np.zeros(form.variables))
-        self.columns = np.arange(form.variables, dtype=np.int32)
+        self.columns: np.ndarray = np.arange(form.variables, dtype=np.int32)
         rows = form.A.shape[0] + form.G.shape[0]
-        self.rows = np.arange(rows, dtype=np.int32)
-        self.row_lower = np.concatenate([form.b, np.full(form.G.shape[0], -np.inf)])
-        self.row_upper = np.concatenate([form.b, form.h])
+        self.rows: np.ndarray = np.arange(rows, dtype=np.int32)
+        self.row_lower: np.ndarray = np.concatenate([form.b, np.full(form.G.shape[0], -np.inf)])
+        self.row_upper: np.ndarray = np.concatenate([form.b, form.h])
 
     def vertex(self, scores: np.ndarray, max_steps: int) -> tuple[np.ndarray, int, Status] | None:
         """A vertex of M of largest score, the steps taken and the status; None if infeasible."""
@@ -249,9 +249,10 @@ class MixedIntegerProgram:
     """max <c, y> over the integer points of a canonical form, to a gap of 0."""
 
     def __init__(self, form: Canonical, integer: np.ndarray) -> None:
-        self.form, self.integer = form, integer
+        self.form: Canonical = form
+        self.integer: np.ndarray = integer
         y_lower, y_upper = form.lower[form.columns], form.upper[form.columns]
-        self.binary = bool(((y_lower >= 0) & (y_upper <= 1)).all())
+        self.binary: bool = bool(((y_lower >= 0) & (y_upper <= 1)).all())
 
     def vertex(self, scores: np.ndarray) -> np.ndarray | None:
         """A best integer point that is a vertex of the hull; None where there is no point.
@@ -289,12 +290,13 @@ class MixedIntegerProgram:
             return None
         found = np.array(model.getSolution().col_value)[form.columns]
         rounded = np.round(found) + 0.0
-        if np.abs(found - rounded).max() > 1e-9 and not feasible(_fixed(form, rounded)):
+        if np.abs(found - rounded).max() > 1e-9 and not feasible(fixed(form, rounded)):
             raise ConvergenceError(f"HiGHS's integer point {found} does not round to a feasible one.")
         return rounded
 
 
-def _fixed(form: Canonical, y: np.ndarray) -> Canonical:
+def fixed(form: Canonical, y: np.ndarray) -> Canonical:
+    """The form with y given: what is left is the choice of the auxiliary variables."""
     lower, upper = form.lower.copy(), form.upper.copy()
     lower[form.columns] = upper[form.columns] = y
     return replace(form, lower=lower, upper=upper)

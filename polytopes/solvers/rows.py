@@ -39,7 +39,7 @@ class Rows:
     def general(self) -> tuple[np.ndarray, Any, Any]:
         """The other rows' indices, their parts of y and their auxiliary part, dense where small."""
         index = np.flatnonzero(np.diff(self.matrix.indptr) > 1)
-        parts = self.matrix[index][:, self.form.columns]
+        parts = self.parts[index]
         tail = self.matrix[index][:, self.auxiliary] if len(self.auxiliary) else None
         small = tail is None and parts.shape[0] * parts.shape[1] <= DENSE_ENTRIES
         return index, parts.toarray() if small else parts, tail
@@ -54,6 +54,23 @@ class Rows:
         bind = multipliers > np.maximum(1e3 * slacks, 1e-9 * (1 + np.abs(multipliers).max(initial=0)))
         bind[:equalities] = True
         return bind
+
+    def doubtful(self, multipliers: np.ndarray, slacks: np.ndarray) -> bool:
+        """Whether some inequality's multiplier and slack are of like size."""
+        above = multipliers > 1e-3 * slacks
+        return bool((above & ~self.binding(multipliers, slacks)).any())
+
+    def violated(self, y: np.ndarray) -> np.ndarray:
+        """Rows that y breaks; none where auxiliary variables take part."""
+        if len(self.auxiliary):
+            return np.zeros(len(self.limits), dtype=bool)
+        slack: np.ndarray = self.limits - self.parts @ y
+        return slack < -1e-10 * (1 + np.abs(self.limits))
+
+    @cached_property
+    def parts(self) -> Any:
+        """The columns of y in the event's order."""
+        return self.matrix[:, self.form.columns]
 
     def at_bounds(self, x: np.ndarray, binding: np.ndarray) -> np.ndarray:
         """x with the variables that a binding row fixes alone set to that value exactly."""

@@ -29,7 +29,7 @@ class Reference:
         cp = library("cvxpy")
 
         self.polytope = polytope
-        self.available = bool(polytope.facts & {"constraints", "vertices"})
+        self.available: bool = bool(polytope.facts & {"constraints", "vertices"})
         if not self.available:
             return
         event = polytope.event_shape
