@@ -1,4 +1,4 @@
-"""Elementary symmetric polynomials of exp(s), in log space: Gibbs over subsets of k parts.
+"""Dynamic programmes over subsets of k parts: elementary symmetric polynomials, and the best ones.
 
 table[i][j] = log of the sum over j-subsets z of the first i parts of exp<s, z>, by
 table[i][j] = log(exp table[i-1][j] + exp(s_i + table[i-1][j-1])).
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spigot.polytopes.budget import Budget
 
-__all__ = ["log_partition", "mean_along", "sample"]
+__all__ = ["best", "log_partition", "mean_along", "sample"]
 
 NEVER = -1e30  # log of nothing: finite, so that no derivative meets inf - inf
 
@@ -80,3 +80,35 @@ def _sizes(
     if not budget.at_most:
         return torch.full((count, last.shape[0]), budget.total, device=last.device)
     return torch.multinomial(last.softmax(1), count, replacement=True, generator=generator).t()
+
+
+def best(scores: Tensor, budget: Budget, k: int) -> Tensor:  # (n, d) -> (k, n, d)
+    """The k best subsets, best first: the programme over sorted lists of the k best so far.
+
+    Raises:
+        ValueError: an instance has fewer than k subsets.
+    """
+    n, d = scores.shape
+    lists = scores.new_full((n, budget.total + 1, k), -torch.inf)
+    lists[:, 0, 0] = 0.0
+    chosen: list[Tensor] = []  # whether each list's entries take part i, and the entry they extend
+    for i in range(d):
+        taken = torch.full_like(lists, -torch.inf)
+        taken[:, 1:] = lists[:, :-1] + scores[:, i, None, None]
+        merged = torch.cat([lists, taken], 2).sort(dim=2, descending=True, stable=True)
+        lists = merged.values[:, :, :k]
+        chosen.append(merged.indices[:, :, :k])
+    first = 0 if budget.at_most else budget.total
+    ends = lists[:, first:].flatten(1).sort(dim=1, descending=True, stable=True)
+    if bool(ends.values[:, k - 1].isneginf().any()):
+        fewest = int(ends.values.isfinite().sum(1).min())
+        raise ValueError(f"top_k: k = {k}, but an instance has only {fewest} structure(s).")
+    count, rank = ends.indices[:, :k].div(k, rounding_mode="floor") + first, ends.indices[:, :k] % k
+    found = torch.zeros(k, n, d).to(scores)
+    instance = torch.arange(n, device=scores.device)[:, None]
+    for i in range(d - 1, -1, -1):
+        source = chosen[i][instance, count, rank]  # (n, k)
+        takes = source >= k
+        found[:, :, i] = takes.t().to(scores)
+        count, rank = count - takes.long(), source % k
+    return found

@@ -247,6 +247,10 @@ class Sigmoid(Road):
         )
         return (drawn < chance).to(chance)
 
+    def top_k(self, problem: Problem, k: int) -> Tensor:
+        """By the dynamic programme over counts."""
+        return elementary.best(_masked(problem), Budget(problem.scores.shape[1], at_most=True), k)
+
 
 @rule(Subset, Gibbs)
 class ElementarySymmetric(Road):
@@ -278,6 +282,10 @@ class ElementarySymmetric(Road):
         """Parts one by one, from the last, each given how many are still to choose."""
         scores = _masked(problem).double()
         return elementary.sample(scores, _subset(problem), count, generator)
+
+    def top_k(self, problem: Problem, k: int) -> Tensor:
+        """By the same dynamic programme over sorted lists."""
+        return elementary.best(_masked(problem), _subset(problem), k)
 
 
 def _subset(problem: Problem) -> Budget:

@@ -206,3 +206,34 @@ def test_every_structure_trains(row: Row) -> None:
             optimiser.step()
             losses.append(loss.item())
         assert losses[-1] <= 1e-3 or losses[-1] < 0.1 * losses[0], (layer, losses[::6])
+
+
+LISTED = [row for row in STRUCTURES if answers(row.polytope, Gibbs()) and answers(row.twin, Gibbs())]
+
+
+@pytest.mark.parametrize("row", LISTED, ids=str)
+@given(seed=seeds)
+def test_the_k_best_are_those_of_the_list(row: Row, seed: int) -> None:
+    """By scores, which ties leave equal; no structure twice; with and without a mask."""
+    polytope = row.polytope
+    scores = torch.round(2 * normal(polytope, 3, seed=seed)) / 2
+    every = row.twin.vertices().flatten(1).unique(dim=0)
+    keep = (polytope.maximize(normal(polytope, 3, seed=seed + 1)) > 0) | (scores > 0)
+    for mask in (None, keep):
+        if mask is not None and bool((polytope.bounds[0] < 0).any()):
+            continue
+        kept = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+        fits = ((every[None] == 0) | kept.flatten(1)[:, None]).all(2)
+        k = min(int(fits.sum(1).min()), 5)
+        best = polytope.top_k(scores, k, keep=mask)
+        assert best.shape == (k, 3, *polytope.event_shape)
+        for i in range(3):
+            rows = best[:, i].flatten(1)
+            assert len(rows.unique(dim=0)) == k
+            assert bool(((rows == 0) | kept[i].flatten()).all())
+            values = every[fits[i]] @ scores[i].flatten()
+            torch.testing.assert_close(
+                rows @ scores[i].flatten(), values.sort(descending=True).values[:k]
+            )
+        with pytest.raises(ValueError, match="structure"):
+            polytope.top_k(scores, int(fits.sum(1).min()) + 1, keep=mask)

@@ -95,6 +95,8 @@ class Clarabel(Solver):
 
 @dataclass(frozen=True)
 class _Answer:
+    """One instance's answer, over the parts kept."""
+
     value: np.ndarray
     status: Status
     steps: int

@@ -118,6 +118,8 @@ def _program(problem: Problem, kept: np.ndarray) -> ConeProgram:
 
 @dataclass(frozen=True)
 class _Answer:
+    """One instance's answer, over the parts kept."""
+
     value: np.ndarray
     gradient: np.ndarray
     objective: float

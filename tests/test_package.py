@@ -1,0 +1,109 @@
+"""The package as a user meets it: imports, documentation that runs, names."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import spigot
+import spigot.testing
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = [
+    "spigot.polytopes",
+    "spigot.polytopes.solvers",
+    "spigot.pullback",
+    "spigot.layers",
+    "spigot.testing",
+]
+MODULES = sorted(
+    {
+        name
+        for package in PACKAGES
+        for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}.")
+        for name in (package, module.name)
+    }
+)
+
+
+def test_import_is_quick() -> None:
+    """cvxpy and the like load when first needed, not with the package, nor with a fast rule."""
+    code = (
+        "import sys, torch, spigot\n"
+        "from spigot.polytopes import Simplex\n"
+        "Simplex(3).project(torch.zeros(3))\n"
+        "heavy = ('cvxpy', 'cvxpylayers', 'numba', 'networkx', 'matplotlib', 'scipy', 'highspy')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name: str) -> None:
+    failures, _ = doctest.testmod(importlib.import_module(name))
+    assert failures == 0
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_are_documented_with_an_example(package: str) -> None:
+    module = importlib.import_module(package)
+    assert list(module.__all__) == sorted(set(module.__all__), key=module.__all__.index)
+    for name in module.__all__:
+        thing = getattr(module, name)
+        assert inspect.getdoc(thing), name
+        if (
+            package in ("spigot.pullback", "spigot.layers")
+            and callable(thing)
+            and name not in NO_EXAMPLE
+        ):
+            assert ">>>" in (inspect.getdoc(thing) or ""), name
+
+
+NO_EXAMPLE = {"Geometry", "Unconstrained"}
+
+
+def test_modules_have_no_relative_imports() -> None:
+    for folder in ("polytopes", "pullback", "layers", "examples", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not re.search(r"^\s*from \.", path.read_text(), re.MULTILINE), path
+
+
+def test_imports_run_one_way() -> None:
+    allowed = {"polytopes": {"polytopes"}, "pullback": {"polytopes", "pullback"}}
+    for folder, names in allowed.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            used = set(re.findall(r"^\s*from spigot\.(\w+)", path.read_text(), re.MULTILINE))
+            assert used <= names, (path, used - names)
+
+
+@pytest.mark.parametrize("page", ["README.md"])
+def test_code_on_the_page_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python blocks run in order, in one namespace; `>>>` lines are compared with their output."""
+    text = (ROOT / page).read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    module = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)  # dataclasses look their module up
+    namespace = module.__dict__
+    for block in blocks:
+        if ">>>" not in block:
+            exec(compile(block, page, "exec"), namespace)
+            continue
+        parsed = doctest.DocTestParser().get_doctest(block, namespace, page, page, 0)
+        runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
+        runner.run(parsed, clear_globs=False)
+        assert runner.failures == 0, block
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", spigot.__version__)
