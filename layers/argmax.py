@@ -110,7 +110,13 @@ class Argmax(nn.Module):
 
         Returns:
             `(*batch, *event)`: vertices, or points of M if the pull-back's `forward` says so.
+
+        Raises:
+            ValueError: bad input as for `Polytope.solve`, or several steps without `downstream`.
+            ConvergenceError: a solver did not converge (running out of a budget is no error here).
         """
+        if torch.is_grad_enabled() and scores.requires_grad:
+            self.pullback.check_downstream(downstream)
         rule = road(self.polytope, self.pullback.forward, self.solver)
         problem = pose(self.polytope, scores, self.pullback.forward, lengths, keep)
         context = _Context(problem, rule, self.pullback, downstream)

@@ -2,8 +2,11 @@ r"""Separable regularizers over boxes with one budget: {y in [0, 1]^d : sum y = 
 
 The maximiser of <s, y> - sum phi(y) is y_i = clip(phi*'(s_i - tau), 0, 1), with one multiplier
 tau for the budget: a root of the decreasing function F(tau) = sum y(tau) - k, found by Newton's
-method kept inside a bracket. At tau = max s - phi'(k / n) no part exceeds k / n, so F <= 0, and at
-min s - phi'(k / n) none falls below it, so F >= 0: that is the bracket, for every phi.
+method kept inside a bracket. With s_(k) the score of rank k,
+
+- at tau = s_(k) - phi'(1) the k best parts are at 1, and at tau = s_(k+1) - phi'(k / (k + 1)) the
+  k + 1 best reach k / (k + 1) each: F >= 0;
+- at tau = s_(k) - phi'(1 / (n - k + 1)) no part from rank k on exceeds that share: F <= 0.
 
 The derivative is D - D 1 1' D / 1' D 1 with D = 1 / phi'' at the parts of the exposed face (those
 whose own bound has no multiplier), and D where the budget does not bind.
@@ -115,9 +118,14 @@ def _multiplier(regularizer: Separable, problem: Problem) -> Tensor:  # (n,)
     count = none + s.shape[1] if keep is None else keep.sum(1).to(s)
     total = torch.minimum(none + budget.total, count)
     trivial = (total == 0) | (total == count)  # a single point: every part at the same end
-    tau = _root(regularizer, problem, torch.where(trivial, count / 2, total), count)
-    if not regularizer.steep:
-        tau = _centred(regularizer, problem, tau)
+    tau = none
+    if not bool(trivial.all()):
+        masked = s if keep is None else s.masked_fill(~keep, -torch.inf)
+        low, high = _bracket(regularizer, masked, budget.total, count)
+        rows = _candidates(regularizer, masked, low)
+        tau = _root(regularizer, rows, budget.total, low, high, trivial)
+        if not regularizer.steep:
+            tau = _centred(regularizer, problem, tau)
     tau = torch.where(trivial, torch.where(total == 0, torch.inf, -torch.inf), tau)
     if not budget.at_most:
         return tau
@@ -125,31 +133,43 @@ def _multiplier(regularizer: Separable, problem: Problem) -> Tensor:  # (n,)
     return torch.where(relaxed > total, tau.clamp_min(0), none)
 
 
-def _root(regularizer: Separable, problem: Problem, total: Tensor, count: Tensor) -> Tensor:
-    """The root of F by Newton's method in a bracket; every third step halves the bracket."""
-    s, keep = problem.flat_scores, problem.flat_keep
-    level = regularizer.gradient(total / count.clamp_min(1))
-    low = (s if keep is None else s.masked_fill(~keep, torch.inf)).amin(1) - level
-    high = (s if keep is None else s.masked_fill(~keep, -torch.inf)).amax(1) - level
-    empty = count == 0
-    low, high = torch.where(empty, 0.0, low), torch.where(empty, 0.0, high)
-    eps = torch.finfo(s.dtype).eps
-    tau = low
-    for step in range(MAX_STEPS):
-        y = regularizer.mirror(_shifted(problem, tau)).clamp(0, 1)
+def _bracket(regularizer: Separable, masked: Tensor, total: int, count: Tensor) -> tuple[Tensor, Tensor]:
+    """tau where F >= 0 and where F <= 0, from the scores of rank k and k + 1."""
+    top = masked.topk(total + 1, dim=1).values
+    last, next_one = top[:, total - 1], top[:, total]
+    level = regularizer.gradient(torch.tensor([1.0, total / (total + 1)]).to(masked))
+    low = torch.maximum(last - level[0], next_one - level[1])
+    return low, last - regularizer.gradient(1 / (count - total + 1).clamp_min(1))
+
+
+def _candidates(regularizer: Separable, masked: Tensor, low: Tensor) -> Tensor:  # (n, c)
+    """The scores that are not at 0 for every tau in the bracket: usually few."""
+    floor = low + regularizer.gradient(torch.zeros((), dtype=low.dtype, device=low.device))
+    most = int((masked > floor[:, None]).sum(1).max())
+    return masked if 4 * most > masked.shape[1] else masked.topk(max(most, 1), dim=1).values
+
+
+def _root(
+    regularizer: Separable, rows: Tensor, total: int, low: Tensor, high: Tensor, skip: Tensor
+) -> Tensor:
+    """The root of F by Newton's method in a bracket, which is halved where Newton gains too little."""
+    eps = torch.finfo(low.dtype).eps
+    low, high = torch.where(skip, 0.0, low), torch.where(skip, 0.0, high)
+    tau, last = low, torch.full_like(low, torch.inf)
+    for _ in range(MAX_STEPS):
+        y = regularizer.mirror(rows - tau[:, None]).clamp(0, 1)
         excess = y.sum(1) - total
         low = torch.where(excess >= 0, tau, low)
         high = torch.where(excess <= 0, tau, high)
         slope = (regularizer.spread(y) * ((y > 0) & (y < 1))).sum(1)
-        newton = tau + excess / slope
-        middle = 0.5 * (low + high)
-        inside = (newton >= low) & (newton <= high) & (step % 3 != 2)
-        target = torch.where(inside, newton, middle)
+        step = excess / slope
+        inside = (tau + step >= low) & (tau + step <= high) & (excess.abs() <= 0.5 * last)
+        target = torch.where(inside, tau + step, 0.5 * (low + high))
         reach = eps * (1 + torch.maximum(low.abs(), high.abs()))
-        done = (excess == 0) | ((target - tau).abs() <= reach) & inside | (high - low <= reach)
-        if bool((done | empty).all()):
+        done = skip | (excess == 0) | (step.abs() <= reach) | (high - low <= reach)
+        if bool(done.all()):
             return tau
-        tau = torch.where(done, tau, target)
+        tau, last = torch.where(done, tau, target), excess.abs()
     return tau
 
 

@@ -59,6 +59,8 @@ def check_event(polytope: Polytope, tensor: Tensor, name: str) -> torch.Size:
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must have a floating dtype, got {tensor.dtype}; call .float().")
     event = polytope.event_shape
+    if not event:
+        raise ValueError(f"{polytope} has the event shape (); it needs at least one dimension.")
     split = tensor.dim() - len(event)
     if split < 0 or tuple(tensor.shape[split:]) != event:
         raise ValueError(

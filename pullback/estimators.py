@@ -125,6 +125,14 @@ class PullBack:
         if not isinstance(self.geometry, Unconstrained):
             road(polytope, self.geometry, self.solver)
 
+    def check_downstream(self, downstream: object) -> None:
+        """Raises ValueError for `steps > 1` without `downstream`."""
+        if downstream is None and self.steps > 1:
+            raise ValueError(
+                f"{self} takes {self.steps} steps, and every step needs the loss's gradient at a new "
+                "point: hand the layer downstream=closure, mu (*batch, *event) -> loss (*batch)."
+            )
+
     def surrogate(
         self, problem: Problem, forward: Solution, grad: Tensor, downstream: Downstream | None
     ) -> Tensor:
@@ -138,15 +146,7 @@ class PullBack:
 
         Returns:
             `(n, *event)`; NaN for instances with a non-finite gradient.
-
-        Raises:
-            ValueError: `steps > 1` without `downstream`.
         """
-        if downstream is None and self.steps > 1:
-            raise ValueError(
-                f"{self} takes {self.steps} steps, and every step needs the loss's gradient at a new "
-                "point: hand the layer downstream=closure, mu (*batch, *event) -> loss (*batch)."
-            )
         scale = divisor(self.reduction, problem.size, grad)
         gradient_at = _gradients(self, forward, grad * scale, downstream)
         solutions = _Solutions(problem, self.forward, forward)
