@@ -115,11 +115,11 @@ class Argmax(nn.Module):
             ValueError: bad input as for `Polytope.solve`, or several steps without `downstream`.
             ConvergenceError: a solver did not converge (running out of a budget is no error here).
         """
-        if torch.is_grad_enabled() and scores.requires_grad:
-            self.pullback.check_downstream(downstream)
         rule = road(self.polytope, self.pullback.forward, self.solver)
         problem = pose(self.polytope, scores, self.pullback.forward, lengths, keep)
-        context = _Context(problem, rule, self.pullback, downstream)
+        if torch.is_grad_enabled() and scores.requires_grad:
+            self.pullback.check_downstream(downstream)
+        context = _Context(problem, rule, self.pullback, downstream, scores.dtype)
         flat: Tensor = cast(Any, _Vertices).apply(problem.scores, context)
         value = flat.reshape(scores.shape).to(scores.dtype)
         if not return_solution:
@@ -136,6 +136,7 @@ class _Context:
     road: Road
     pullback: PullBack
     closure: Callable[[Tensor], Tensor] | None
+    dtype: torch.dtype
     solution: Solution | None = None
     downstream: Downstream | None = None
 
@@ -146,7 +147,9 @@ class _Vertices(torch.autograd.Function):
         problem = context.problem = context.problem.with_scores(scores.detach())
         context.solution = empty_or(context.road, problem)
         if context.closure is not None:
-            context.downstream = Downstream.capture(context.closure, problem.batch_shape, scores.device)
+            context.downstream = Downstream.capture(
+                context.closure, problem.batch_shape, context.dtype, scores.device
+            )
         ctx.context = context
         return context.solution.value.to(scores, copy=True)
 
@@ -159,6 +162,20 @@ class _Vertices(torch.autograd.Function):
         held: _Context = ctx.context
         if held.problem.size == 0:
             return torch.zeros_like(grad), None
-        assert held.solution is not None
+        if held.solution is None:
+            raise RuntimeError(
+                "Trying to backward through an Argmax layer a second time: what it held was let go "
+                "after the first. Pass retain_graph=True to the first backward."
+            )
         surrogate = held.pullback.surrogate(held.problem, held.solution, grad, held.downstream)
+        if not _graph_is_kept():
+            # Two closures that name each other's structures are a cycle through autograd's graph,
+            # which Python's collector cannot see: what is not needed again is let go.
+            held.downstream = held.closure = held.solution = None
         return surrogate.to(grad), None
+
+
+def _graph_is_kept() -> bool:
+    """Whether this backward runs with retain_graph=True."""
+    engine: Any = torch._C._autograd  # pyright: ignore[reportPrivateUsage]
+    return bool(engine._get_current_graph_task_keep_graph())

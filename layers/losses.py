@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from spigot.polytopes import Gibbs, Polytope, Regularizer, implicit
 from spigot.polytopes.arrays import rows_where
 from spigot.polytopes.dispatch import Solver
-from spigot.polytopes.errors import describe_instances
-from spigot.polytopes.posing import check_event, pose
+from spigot.polytopes.posing import check_event, check_finite, pose
 from spigot.polytopes.problem import Problem
 from spigot.polytopes.regularizers import Convex, Separable
 from spigot.pullback.steps import road
@@ -71,7 +70,10 @@ class FenchelYoungLoss(nn.Module):
         road(polytope, regularizer, solver)
 
     def __repr__(self) -> str:
-        return f"FenchelYoungLoss({self.polytope}, {self.regularizer}, reduction={self.reduction!r})"
+        solver = "" if self.solver is None else f", solver={self.solver}"
+        validate = "" if self.validate else ", validate=False"
+        shown = f"{self.polytope}, {self.regularizer}, reduction={self.reduction!r}"
+        return f"FenchelYoungLoss({shown}{validate}{solver})"
 
     def forward(
         self,
@@ -100,32 +102,31 @@ class FenchelYoungLoss(nn.Module):
         """
         if (target is None) == (labels is None):
             raise ValueError("Give the loss a target or labels, and not both.")
-        y = self.polytope.encode(labels, lengths) if target is None else target.detach()
-        y = y.to(scores)
+        problem = pose(self.polytope, scores, self.regularizer, lengths, keep)
+        y = self.polytope.encode(labels, lengths) if target is None else target
+        if isinstance(y, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            y = y.detach().to(scores)
         batch_shape = check_event(self.polytope, y, "target")
         if y.shape != scores.shape:
             raise ValueError(
                 f"target of shape {tuple(y.shape)} must have the scores' shape {tuple(scores.shape)}."
             )
+        check_finite(y, batch_shape, "target")
         if self.validate:
-            self._check_inside(scores, y, lengths, keep)
-        problem = pose(self.polytope, scores, self.regularizer, lengths, keep)
+            self._check_inside(problem, y)
         flat = y.reshape(problem.scores.shape).to(problem.scores)
         value = implicit.conjugate(problem, road(self.polytope, self.regularizer, self.solver))
         value = value + _penalty(problem, flat) - (problem.scores * flat).flatten(1).sum(1)
         return _REDUCTIONS[self.reduction](value.reshape(batch_shape)).to(scores.dtype)
 
-    def _check_inside(
-        self, scores: Tensor, y: Tensor, lengths: Tensor | None, keep: Tensor | None
-    ) -> None:
-        allowed = scores.detach() != -torch.inf
-        allowed = allowed if keep is None else allowed & keep
-        inside = self.polytope.contains(y, lengths=lengths, keep=allowed, tolerance=1e-4)
+    def _check_inside(self, problem: Problem, y: Tensor) -> None:
+        keep = None if problem.keep is None else problem.keep.reshape(y.shape)
+        inside = self.polytope.contains(y, keep=keep, tolerance=1e-4)
         if not bool(inside.all()):
             rows = rows_where(~inside)
             raise ValueError(
-                f"target lies outside {self.polytope}, or on parts that keep or a score of -inf "
-                f"excludes, in {describe_instances(rows, inside.shape)}."
+                f"target lies outside {self.polytope}, or on parts that keep, lengths or a score of "
+                f"-inf exclude, in {problem.describe(rows)}."
             )
 
 

@@ -14,7 +14,7 @@ from spigot.polytopes.arrays import rows_where
 from spigot.polytopes.bounds import declared_bounds
 from spigot.polytopes.dispatch import Road, Route, Solver
 from spigot.polytopes.errors import ConvergenceError, describe_instances, unsupported
-from spigot.polytopes.posing import check_event, pose
+from spigot.polytopes.posing import check_event, check_finite, detached, pose
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Euclidean, Gibbs, Regularizer, Separable
 
@@ -123,7 +123,11 @@ class Polytope:
         """
         vertices: Tensor = torch.as_tensor(labels)
         vertices = vertices if vertices.is_floating_point() else vertices.to(torch.get_default_dtype())
-        check_event(self, vertices, "labels")
+        batch_shape = check_event(self, vertices, "labels")
+        inside = self.contains(vertices, tolerance=1e-4)
+        if not bool(inside.all()):
+            rows = rows_where(~inside)
+            raise ValueError(f"labels lie outside {self} in {describe_instances(rows, batch_shape)}.")
         return vertices
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Any:
@@ -210,7 +214,7 @@ class Polytope:
             (True, tensor(0.))
         """
         road = dispatch.choose(self, regularizer, solver)
-        problem = pose(self, scores.detach(), regularizer, lengths, keep)
+        problem = detached(pose(self, scores, regularizer, lengths, keep))
         solution = empty_or(road, problem)
         if solution.gap is None and (regularizer is None or isinstance(regularizer, Separable)):
             solution = _certified(problem, solution)
@@ -344,7 +348,7 @@ class Polytope:
             tensor([0.3000, 0.3000, 0.3000])
         """
         road = dispatch.choose(self, Gibbs())
-        problem = pose(self, scores.detach(), Gibbs(), lengths, keep)
+        problem = detached(pose(self, scores, Gibbs(), lengths, keep))
         count = torch.Size(sample_shape).numel()
         drawn = (
             road.sample(problem, count, generator)
@@ -371,7 +375,7 @@ class Polytope:
         if k < 1:
             raise ValueError(f"top_k needs k >= 1, got {k}.")
         road = dispatch.choose(self, Gibbs())
-        problem = pose(self, scores.detach(), Gibbs(), lengths, keep)
+        problem = detached(pose(self, scores, Gibbs(), lengths, keep))
         best = (
             road.top_k(problem, k)
             if problem.size
@@ -396,6 +400,7 @@ class Polytope:
             tensor([ True, False])
         """
         batch_shape = check_event(self, y, "y")
+        check_finite(y, batch_shape, "y")
         nearest = self.maximize(y.detach().double(), Euclidean(), lengths=lengths, keep=keep)
         distance = (nearest - y.detach()).abs().flatten(len(batch_shape)).amax(-1)
         return distance <= tolerance
@@ -431,9 +436,14 @@ class Polytope:
                 "Check marginals by their moments: compare with the mean of sample(scores, (n,)).",
             )
         batch_shape = check_event(self, y, "y")
+        check_finite(y, batch_shape, "y")
+        check_event(self, scores, "scores")
+        if y.shape != scores.shape:
+            raise ValueError(
+                f"y of shape {tuple(y.shape)} must have the scores' shape {tuple(scores.shape)}."
+            )
         y = y.detach()
-        scores = scores.detach().expand_as(y)
-        problem = pose(self, scores, regularizer, lengths, keep)
+        problem = detached(pose(self, scores, regularizer, lengths, keep))
         value = certificate(problem, y.reshape(batch_shape.numel(), *self.event_shape))
         return value.reshape(batch_shape).to(y.dtype)
 
@@ -492,7 +502,7 @@ def check_converged(
     status = Status(int(solution.status[rows[0]]))
     gap = "" if solution.gap is None else f", gap {solution.gap[rows[0]].item():.2g}"
     raise ConvergenceError(
-        f"{road.name} did not converge for {describe_instances(rows, problem.batch_shape)} of "
+        f"{road.name} did not converge for {problem.describe(rows)} of "
         f"{problem.polytope} with {problem.regularizer} (status {status.name}, "
         f"{int(solution.iterations[rows[0]])} iterations{gap}).\n"
         "Give the solver a looser tolerance or more steps (solver=...), rescale the scores, or take "

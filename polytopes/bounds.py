@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes.arrays import tensor
+from spigot.polytopes.listing import listed_vertices
 from spigot.polytopes.problem import Problem
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def declared_bounds(polytope: Polytope) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds `(*event)` in float64, valid over all of M, infinite if unknown."""
     event = polytope.event_shape
     if "vertices" in polytope.facts:
-        points = polytope.vertices().double().cpu()
+        points = listed_vertices(polytope).cpu()
         return points.amin(0), points.amax(0)
     if "constraints" in polytope.facts:
         form = polytope.canonical

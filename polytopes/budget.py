@@ -8,6 +8,8 @@ method kept inside a bracket. With s_(k) the score of rank k,
   k + 1 best reach k / (k + 1) each: F >= 0;
 - at tau = s_(k) - phi'(1 / (n - k + 1)) no part from rank k on exceeds that share: F <= 0.
 
+All is done on s - s_(k), where tau is of the size of phi': s itself may be large.
+
 The derivative is D - D 1 1' D / 1' D 1 with D = 1 / phi'' at the parts of the exposed face (those
 whose own bound has no multiplier), and D where the budget does not bind.
 """
@@ -15,6 +17,7 @@ whose own bound has no multiplier), and D where the budget does not bind.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,19 +57,27 @@ class BudgetRule(Road):
         gradient = torch.minimum(shifted, top) if regularizer.steep else regularizer.gradient(y)
         shape = problem.scores.shape
         solution = Solution.closed_form(y.reshape(shape), objective, gradient.reshape(shape))
-        return replace(solution, duals=tau[:, None])
+        return replace(solution, duals=torch.stack(tau, 1))
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
         """(D - D 1 1' D / 1' D 1) grad."""
         assert solution.duals is not None
         regularizer = _separable(problem)
-        tau, y = solution.duals[:, 0], solution.value.flatten(1)
+        tau = _Multiplier(*solution.duals.unbind(1))
+        y = solution.value.flatten(1)
         spread = regularizer.spread(y) * _free(regularizer, problem, tau)
         pulled = spread * grad.flatten(1)
         total = spread.sum(1)
         bound = (total > 0) & _binding(problem, tau)
         mean = torch.where(bound, pulled.sum(1) / torch.where(bound, total, 1.0), 0.0)
         return (pulled - spread * mean[:, None]).reshape(grad.shape)
+
+
+class _Multiplier(NamedTuple):
+    """tau = centre + offset, `(n,)` each, in two parts: s - centre is exact where it matters."""
+
+    centre: Tensor
+    offset: Tensor
 
 
 def _separable(problem: Problem) -> Separable:
@@ -79,25 +90,27 @@ def _budget(problem: Problem) -> Budget | None:
     return budget
 
 
-def _binding(problem: Problem, tau: Tensor) -> Tensor:  # (n,)
+def _binding(problem: Problem, tau: _Multiplier) -> Tensor:  # (n,)
     """Where the budget has a multiplier: everywhere for an equation, where tau > 0 otherwise."""
     budget = _budget(problem)
     if budget is None:
-        return torch.zeros_like(tau, dtype=torch.bool)
-    return tau > tie_tolerance(problem.flat_scores) if budget.at_most else torch.ones_like(tau) > 0
+        return torch.zeros_like(tau.offset, dtype=torch.bool)
+    if not budget.at_most:
+        return torch.ones_like(tau.offset, dtype=torch.bool)
+    return tau.centre + tau.offset > tie_tolerance(tau.offset.dtype)
 
 
-def _shifted(problem: Problem, tau: Tensor) -> Tensor:  # (n, d)
-    shifted = problem.flat_scores - tau[:, None]
+def _shifted(problem: Problem, tau: _Multiplier) -> Tensor:  # (n, d)
+    shifted = (problem.flat_scores - tau.centre[:, None]) - tau.offset[:, None]
     keep = problem.flat_keep
     return shifted if keep is None else shifted.masked_fill(~keep, -torch.inf)
 
 
-def _free(regularizer: Separable, problem: Problem, tau: Tensor) -> Tensor:  # (n, d)
+def _free(regularizer: Separable, problem: Problem, tau: _Multiplier) -> Tensor:  # (n, d)
     """Parts whose bounds 0 and 1 have no multiplier: those of the exposed face."""
     shifted = _shifted(problem, tau)
     low, high = _ends(regularizer, shifted)
-    slack = tie_tolerance(problem.flat_scores)[:, None]
+    slack = tie_tolerance(shifted.dtype)
     return (shifted >= low - slack) & (shifted <= high + slack) & ~shifted.isneginf()
 
 
@@ -109,35 +122,45 @@ def _ends(regularizer: Separable, like: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _multiplier(regularizer: Separable, problem: Problem) -> Tensor:  # (n,)
+def _multiplier(regularizer: Separable, problem: Problem) -> _Multiplier:
     s, keep = problem.flat_scores, problem.flat_keep
     budget = _budget(problem)
     none = s.new_zeros(s.shape[0])
     if budget is None:
-        return none
+        return _Multiplier(none, none)
     count = none + s.shape[1] if keep is None else keep.sum(1).to(s)
     total = torch.minimum(none + budget.total, count)
     trivial = (total == 0) | (total == count)  # a single point: every part at the same end
-    tau = none
+    centre, offset = none, none
     if not bool(trivial.all()):
         masked = s if keep is None else s.masked_fill(~keep, -torch.inf)
-        low, high = _bracket(regularizer, masked, budget.total, count)
-        rows = _candidates(regularizer, masked, low)
-        tau = _root(regularizer, rows, budget.total, low, high, trivial)
-        if not regularizer.steep:
-            tau = _centred(regularizer, problem, tau)
-    tau = torch.where(trivial, torch.where(total == 0, torch.inf, -torch.inf), tau)
+        centre = masked.topk(budget.total, dim=1).values[:, -1]
+        centre = torch.where(trivial, 0.0, centre)
+        offset = _offset(regularizer, masked - centre[:, None], budget.total, count, trivial)
+    offset = torch.where(trivial, torch.where(total == 0, torch.inf, -torch.inf), offset)
     if not budget.at_most:
-        return tau
-    relaxed = regularizer.mirror(_shifted(problem, none)).clamp(0, 1).sum(1)
-    return torch.where(relaxed > total, tau.clamp_min(0), none)
+        return _Multiplier(centre, offset)
+    relaxed = regularizer.mirror(_shifted(problem, _Multiplier(none, none))).clamp(0, 1).sum(1)
+    binds = relaxed > total
+    offset = torch.where(binds, torch.maximum(offset, -centre), none)
+    return _Multiplier(torch.where(binds, centre, none), offset)
+
+
+def _offset(
+    regularizer: Separable, masked: Tensor, total: int, count: Tensor, trivial: Tensor
+) -> Tensor:  # (n,)
+    """The multiplier for scores whose rank-k one is 0."""
+    low, high = _bracket(regularizer, masked, total, count)
+    rows = _candidates(regularizer, masked, low)
+    offset = _root(regularizer, rows, total, low, high, trivial)
+    return offset if regularizer.steep else _centred(regularizer, masked, offset)
 
 
 def _bracket(regularizer: Separable, masked: Tensor, total: int, count: Tensor) -> tuple[Tensor, Tensor]:
     """tau where F >= 0 and where F <= 0, from the scores of rank k and k + 1."""
     top = masked.topk(total + 1, dim=1).values
     last, next_one = top[:, total - 1], top[:, total]
-    level = regularizer.gradient(torch.tensor([1.0, total / (total + 1)]).to(masked))
+    level = regularizer.gradient(masked.new_tensor([1.0, total / (total + 1)]))
     low = torch.maximum(last - level[0], next_one - level[1])
     return low, last - regularizer.gradient(1 / (count - total + 1).clamp_min(1))
 
@@ -173,16 +196,14 @@ def _root(
     return tau
 
 
-def _centred(regularizer: Separable, problem: Problem, tau: Tensor) -> Tensor:
+def _centred(regularizer: Separable, masked: Tensor, tau: Tensor) -> Tensor:
     """Where every part is at a bound, tau is an interval: its middle shows no false ties."""
-    shifted = _shifted(problem, tau)
-    kept = ~shifted.isneginf()
-    low, high = _ends(regularizer, shifted)
-    y = regularizer.mirror(shifted).clamp(0, 1)
-    if bool(((y > 0) & (y < 1)).any(1).all()):
+    low, high = _ends(regularizer, masked)
+    y = regularizer.mirror(masked - tau[:, None]).clamp(0, 1)
+    between = ((y > 0) & (y < 1)).any(1)
+    if bool(between.all()):
         return tau
-    s = problem.flat_scores
-    least = s.masked_fill(~(kept & (y <= 0)), -torch.inf).amax(1) - low
-    most = s.masked_fill(~(kept & (y >= 1)), torch.inf).amin(1) - high
-    corner = ~((y > 0) & (y < 1)).any(1) & least.isfinite() & most.isfinite()
+    least = masked.masked_fill(y > 0, -torch.inf).amax(1) - low
+    most = masked.masked_fill(y < 1, torch.inf).amin(1) - high
+    corner = ~between & least.isfinite() & most.isfinite()
     return torch.where(corner, 0.5 * (least + most), tau)

@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spigot.polytopes.arrays import library
-from spigot.polytopes.errors import InfeasiblePolytope, UnboundedPolytope, unsupported
+from spigot.polytopes.errors import (
+    InfeasiblePolytope,
+    UnboundedPolytope,
+    UnsupportedProblem,
+    unsupported,
+)
 
 if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
@@ -152,8 +157,6 @@ def integer_rows(
 
 def _linear_data(problem: Any, solver: str, polytope: Polytope) -> dict[str, Any]:
     """cvxpy's cone data, refused unless every row is linear."""
-    cp = library("cvxpy")
-
     if not problem.is_dcp():
         broken = "\n".join(f"  {c}" for c in problem.constraints if not c.is_dcp())
         raise unsupported(
@@ -162,19 +165,27 @@ def _linear_data(problem: Any, solver: str, polytope: Polytope) -> dict[str, Any
             f"these constraints are not convex by cvxpy's rules:\n{broken}",
             "Write each constraint as convex <= concave, or linear == linear.",
         )
+    if _curved(problem):
+        raise _not_linear(polytope)
+    unset = [parameter.name() for parameter in problem.parameters() if parameter.value is None]
+    if unset:
+        raise ValueError(f"{polytope}: the cvxpy parameter(s) {', '.join(unset)} have no value.")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*dimension greater than 2.*")
-        data = problem.get_problem_data(cp.CLARABEL if _curved(problem) else solver)[0]
-    dims = data["dims"]
-    if dims.soc or dims.exp or dims.psd or dims.p3d:
-        raise unsupported(
-            polytope,
-            None,
-            "its constraints are not linear: they need second-order, exponential, power or "
-            "semidefinite cones, so the set has no vertices to choose from.",
-            "Use linear constraints (cp.abs, cp.norm1, cp.norm_inf, cp.max, cp.sum_largest are fine).",
-        )
+        data = problem.get_problem_data(solver)[0]
+    if data["dims"].psd:
+        raise _not_linear(polytope)
     return data
+
+
+def _not_linear(polytope: Polytope) -> UnsupportedProblem:
+    return unsupported(
+        polytope,
+        None,
+        "its constraints are not linear: they need second-order, exponential, power or semidefinite "
+        "cones, so the set has no vertices to choose from.",
+        "Use linear constraints (cp.abs, cp.norm1, cp.norm_inf, cp.max, cp.sum_largest are fine).",
+    )
 
 
 def _curved(problem: Any) -> bool:

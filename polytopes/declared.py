@@ -14,6 +14,7 @@ from torch import Tensor
 from spigot.polytopes.arrays import tensor
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.errors import InfeasiblePolytope
+from spigot.polytopes.posing import check_event
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -81,6 +82,7 @@ class Hull(Polytope):
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The index of the nearest point."""
+        check_event(self, vertices, "vertices")
         dims = len(self.event_shape)
         points = self.vertices().flatten(1).to(vertices.device)
         distance = torch.cdist(vertices.double().flatten(-dims).reshape(-1, points.shape[1]), points)

@@ -24,10 +24,9 @@ from spigot.polytopes.arrays import library, tensor
 __all__ = ["DENSE_ENTRIES", "Face", "Hyperplanes", "Span", "pull_through_faces", "tie_tolerance"]
 
 
-def tie_tolerance(scores: Tensor) -> Tensor:  # (n, d) -> (n,)
-    """How close to zero a multiplier of these scores counts as zero."""
-    unit = 1e-9 if scores.dtype == torch.float64 else 2e-6
-    return unit * (1 + scores.abs().amax(1))
+def tie_tolerance(dtype: torch.dtype) -> float:
+    """How close to zero a multiplier counts as zero."""
+    return 2e-9 if dtype == torch.float64 else 4e-6
 
 
 class Face(Protocol):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
     from spigot.polytopes.regularizers import Regularizer
 
-__all__ = ["check_event", "pose"]
+__all__ = ["check_event", "check_finite", "detached", "pose"]
 
 
 def pose(
@@ -54,8 +54,7 @@ def pose(
 
 def check_event(polytope: Polytope, tensor: Tensor, name: str) -> torch.Size:
     """The batch shape of a floating tensor whose last dimensions must be the event's."""
-    if not isinstance(tensor, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}.")
+    _check_tensor(tensor, name)
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must have a floating dtype, got {tensor.dtype}; call .float().")
     event = polytope.event_shape
@@ -68,6 +67,11 @@ def check_event(polytope: Polytope, tensor: Tensor, name: str) -> torch.Size:
             f"{len(event)} dimension(s) must be its event shape {event}."
         )
     return tensor.shape[:split]
+
+
+def _check_tensor(thing: object, name: str) -> None:
+    if not isinstance(thing, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(thing).__name__}.")
 
 
 def _mask(
@@ -91,19 +95,32 @@ def _mask(
     return torch.stack(masks).all(0) if len(masks) > 1 else masks[0]
 
 
-def _excluded_by_scores(scores: Tensor, batch_shape: torch.Size) -> Tensor | None:
-    """Where the scores are not -inf; None where all are finite."""
-    detached = scores.detach()
-    if bool(torch.isfinite(detached.sum())):  # one pass, in the usual case
-        return None
-    for bad, name in ((detached.isnan(), "NaN"), (detached.isposinf(), "+inf")):
+def detached(problem: Problem) -> Problem:
+    """The same without a gradient."""
+    return problem.with_scores(problem.scores.detach())
+
+
+def check_finite(tensor: Tensor, batch_shape: torch.Size, name: str, below: bool = True) -> None:
+    """Raises ValueError for NaN, +inf and (if `below`) -inf, naming the instances."""
+    kinds = [(tensor.isnan(), "NaN"), (tensor.isposinf(), "+inf")]
+    kinds += [(tensor.isneginf(), "-inf")] if below else []
+    for bad, kind in kinds:
         if bool(bad.any()):
             rows = rows_where(bad.reshape(batch_shape.numel(), -1).any(1))
-            raise ValueError(f"scores hold {name} in {describe_instances(rows, batch_shape)}.")
-    return ~detached.isneginf()
+            raise ValueError(f"{name} hold {kind} in {describe_instances(rows, batch_shape)}.")
+
+
+def _excluded_by_scores(scores: Tensor, batch_shape: torch.Size) -> Tensor | None:
+    """Where the scores are not -inf; None where all are finite."""
+    scores = scores.detach()
+    if bool(torch.isfinite(scores.sum())):  # one pass, in the usual case
+        return None
+    check_finite(scores, batch_shape, "scores", below=False)
+    return ~scores.isneginf()
 
 
 def _checked_keep(scores: Tensor, keep: Tensor) -> Tensor:
+    _check_tensor(keep, "keep")
     if keep.dtype != torch.bool:
         raise TypeError(f"keep must be a bool tensor, got {keep.dtype}.")
     try:
@@ -136,6 +153,7 @@ def _check_excludable(
 def _checked_lengths(
     polytope: Polytope, scores: Tensor, batch_shape: torch.Size, lengths: Tensor
 ) -> Tensor:
+    _check_tensor(lengths, "lengths")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths must be an integer tensor, got {lengths.dtype}.")
     if tuple(lengths.shape) != tuple(batch_shape):

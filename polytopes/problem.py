@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from spigot.polytopes.errors import describe_instances
+
 if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
     from spigot.polytopes.faces import Face
@@ -40,7 +42,8 @@ class Problem:
     scores: Tensor  # (n, *event)
     regularizer: Regularizer | None
     keep: Tensor | None = None  # (n, *event), bool
-    batch_shape: tuple[int, ...] = ()  # what n was, for messages only
+    batch_shape: tuple[int, ...] = ()  # what n was, and
+    origin: Tensor | None = None  # (n,), which of it these are: for messages only
 
     @property
     def size(self) -> int:
@@ -68,7 +71,14 @@ class Problem:
     def take(self, rows: Tensor) -> Problem:
         """Some of the instances."""
         keep = None if self.keep is None else self.keep[rows]
-        return replace(self, scores=self.scores[rows], keep=keep)
+        origin = rows if self.origin is None else self.origin[rows]
+        return replace(self, scores=self.scores[rows], keep=keep, origin=origin)
+
+    def describe(self, rows: Sequence[int]) -> str:
+        """These rows by the user's own index, as `instance 3` or `instances (0, 1), (2, 3)`."""
+        if self.origin is not None:
+            rows = [int(self.origin[row]) for row in rows]
+        return describe_instances(rows, self.batch_shape)
 
     def on_cpu(self) -> Problem:
         """The same in float64 on the CPU, where the generic roads work."""
@@ -136,5 +146,6 @@ def _place(
 ) -> Tensor | tuple[Face, ...] | None:
     if not isinstance(item, Tensor):
         return item
-    item = item.reshape(torch.Size(batch_shape) + item.shape[1:]).to(device)
-    return item.to(dtype) if item.is_floating_point() else item
+    item = item.reshape(torch.Size(batch_shape) + item.shape[1:])
+    # a copy: the user may write into it, and a backward may still need ours
+    return item.to(device, dtype if item.is_floating_point() else item.dtype, copy=True)

@@ -12,7 +12,8 @@ from spigot.polytopes.arrays import library, rows_where
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.budget import Budget, BudgetRule
 from spigot.polytopes.dispatch import Road, rule
-from spigot.polytopes.errors import NoStructure, describe_instances
+from spigot.polytopes.errors import NoStructure
+from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Gibbs, Separable, Shannon
 
@@ -99,6 +100,7 @@ class Simplex(Polytope):
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Class indices `(*batch,)`."""
+        check_event(self, vertices, "vertices")
         return vertices.argmax(-1)
 
 
@@ -109,10 +111,7 @@ def _masked(problem: Problem) -> Tensor:  # (n, d), -inf where excluded
     empty = ~keep.any(1)
     if bool(empty.any()):
         rows = rows_where(empty)
-        raise NoStructure(
-            f"keep leaves no part of {problem.polytope} in "
-            f"{describe_instances(rows, problem.batch_shape)}."
-        )
+        raise NoStructure(f"keep leaves no part of {problem.polytope} in {problem.describe(rows)}.")
     return problem.scores.masked_fill(~keep, -torch.inf)
 
 

@@ -13,7 +13,8 @@ from spigot.polytopes.arrays import library, rows_where
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.budget import Budget, BudgetRule
 from spigot.polytopes.dispatch import Road, rule
-from spigot.polytopes.errors import NoStructure, describe_instances
+from spigot.polytopes.errors import NoStructure
+from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import FermiDirac, Gibbs, Separable
 
@@ -80,6 +81,7 @@ class _Box(Polytope, abstract=True):
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Index sets `(*batch, most)`, ascending, padded with -1 at their end."""
+        check_event(self, vertices, "vertices")
         order = torch.arange(self.d, device=vertices.device).expand(vertices.shape)
         slots = torch.where(vertices > 0.5, order, self.d).sort(-1).values[..., : self.most]
         return torch.where(slots < self.d, slots, -1)
@@ -193,7 +195,7 @@ def _masked(problem: Problem) -> Tensor:  # (n, d), -inf where excluded
         rows = rows_where(short)
         raise NoStructure(
             f"keep leaves {int(keep[rows[0]].sum())} part(s) of {problem.polytope}, which needs "
-            f"{least}, in {describe_instances(rows, problem.batch_shape)}."
+            f"{least}, in {problem.describe(rows)}."
         )
     return problem.scores.masked_fill(~keep, -torch.inf)
 

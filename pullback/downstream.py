@@ -25,19 +25,23 @@ class Downstream:
 
     closure: Closure
     batch_shape: tuple[int, ...]
+    dtype: torch.dtype
     device: torch.device
     random_state: Tensor
     device_random_state: Tensor | None
     autocast: tuple[bool, torch.dtype]
 
     @classmethod
-    def capture(cls, closure: Closure, batch_shape: tuple[int, ...], device: torch.device) -> Downstream:
+    def capture(
+        cls, closure: Closure, batch_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> Downstream:
         """The closure with the state of now."""
         on_cuda = device.type == "cuda"
         kind = device.type
         return cls(
             closure,
             batch_shape,
+            dtype,
             device,
             torch.get_rng_state(),
             torch.cuda.get_rng_state(device) if on_cuda else None,
@@ -51,7 +55,7 @@ class Downstream:
             ValueError: the closure returned another shape than the batch's.
         """
         with self._state(), torch.enable_grad():
-            point = mu.detach().requires_grad_()
+            point = mu.detach().to(self.dtype).requires_grad_()
             event = mu.shape[1:]
             loss = self.closure(point.reshape(*self.batch_shape, *event))
             if tuple(loss.shape) != self.batch_shape:

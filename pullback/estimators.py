@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes import Euclidean, Gibbs, Polytope, Regularizer
+from spigot.polytopes.arrays import numbers
 from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.problem import Problem, Solution
 from spigot.pullback.downstream import Downstream
@@ -108,7 +109,7 @@ class PullBack:
     def __repr__(self) -> str:
         row = _ROWS.get(self.name, {})
         shown = [
-            f"{field.name}={getattr(self, field.name)!r}"
+            f"{field.name}={_shown(getattr(self, field.name))}"
             for field in fields(self)
             if field.name != "name"
             and (
@@ -164,6 +165,13 @@ class PullBack:
         return surrogate.masked_fill(_column(bad, surrogate), torch.nan)
 
 
+def _shown(value: object) -> str:
+    """A function by its name, a tensor by its numbers, anything else by its repr."""
+    if isinstance(value, Tensor):
+        return f"tensor({numbers(value)})" if value.numel() <= 4 else f"tensor of {tuple(value.shape)}"
+    return getattr(value, "__name__", repr(value))
+
+
 def _column(flags: Tensor, like: Tensor) -> Tensor:
     return flags.reshape(len(flags), *[1] * (like.dim() - 1))
 
@@ -175,7 +183,7 @@ def _same(pullback: PullBack, name: str, default: object) -> bool:
 
 def _step_sizes(step_size: float | Tensor, problem: Problem, like: Tensor) -> Tensor:
     """eta as a column: one number, or one an instance."""
-    eta = torch.as_tensor(step_size).detach().to(like)
+    eta = torch.as_tensor(step_size, dtype=like.dtype, device=like.device).detach()
     if eta.dim() and tuple(eta.shape) != problem.batch_shape:
         raise ValueError(
             f"step_size of shape {tuple(eta.shape)} must be 0-dim or have the batch shape "

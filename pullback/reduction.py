@@ -34,4 +34,4 @@ def divisor(reduction: Reduction, instances: int, like: Tensor) -> Tensor:  # ()
         number: float | Tensor = max(instances, 1) if reduction == "mean" else 1.0
     else:
         number = reduction() if callable(reduction) else reduction
-    return torch.as_tensor(number).detach().to(like)
+    return torch.as_tensor(number, dtype=like.dtype, device=like.device).detach()

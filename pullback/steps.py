@@ -93,7 +93,7 @@ def advance(
     rows = (shift != 0).flatten(1).any(1).nonzero().flatten()
     if not len(rows):
         return point
-    part = replace(problem.take(rows), regularizer=geometry, batch_shape=(len(rows),))
+    part = replace(problem.take(rows), regularizer=geometry)
     part = part.with_scores(_finite(part, dual[rows]))
     solution = road(problem.polytope, geometry, solver).solve(part)
     mu = point.mu.index_copy(0, rows, solution.value.to(point.mu))

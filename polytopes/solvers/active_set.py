@@ -53,7 +53,7 @@ class MixtureSolver(Solver):
             unfinished: list[int] = []
             for i, slope, vertex in zip(rows, slopes, best, strict=True):
                 corral, steps[i] = corrals[i], step
-                gaps[i] = slope @ (vertex - corral.y)
+                gaps[i] = corral.gap(slope, vertex)
                 scale = 1 + abs(float(corral.scores @ corral.y))
                 if gaps[i] <= self.tolerance * scale:
                     status[i] = Status.CONVERGED
@@ -145,7 +145,7 @@ def _solution(
         tensor(steps),
         gap=tensor(gaps),
         objective=(scores * value - regularizer.value(value.clamp_min(regularizer.domain[0]))).sum(1),
-        gradient=regularizer.gradient(value).reshape(shape),
+        gradient=tensor(np.stack([corral.gradient() for corral in corrals])).reshape(shape),
         support=tensor(support).reshape(len(corrals), most, *shape[1:]),
         weights=tensor(weights),
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from spigot.polytopes.arrays import library, tensor
 from spigot.polytopes.canonical import Canonical, masked_form
 from spigot.polytopes.dispatch import Solver
-from spigot.polytopes.errors import NoStructure, describe_instances
+from spigot.polytopes.errors import NoStructure
 from spigot.polytopes.faces import Face, pull_through_faces
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Euclidean, Regularizer
@@ -66,8 +66,7 @@ class Clarabel(Solver):
             answer = program.project(row[kept], self)
             if answer is None:
                 raise NoStructure(
-                    f"keep leaves no structure of {problem.polytope} in "
-                    f"{describe_instances([i], problem.batch_shape)}."
+                    f"keep leaves no structure of {problem.polytope} in {problem.describe([i])}."
                 )
             value[i, kept] = answer.value
             answers.append(answer)

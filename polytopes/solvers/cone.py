@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
 from dataclasses import dataclass, replace
@@ -14,11 +15,11 @@ from torch import Tensor
 from spigot.polytopes.arrays import library, tensor
 from spigot.polytopes.canonical import Canonical, masked_form, vertex_form
 from spigot.polytopes.dispatch import Solver
-from spigot.polytopes.errors import NoStructure, describe_instances
+from spigot.polytopes.errors import NoStructure
 from spigot.polytopes.faces import Face, Hyperplanes, pull_through_faces
+from spigot.polytopes.listing import distinct_vertices
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Convex, Regularizer, Separable
-from spigot.polytopes.solvers.enumerate import distinct_vertices
 from spigot.polytopes.solvers.highs import feasible
 from spigot.polytopes.solvers.rows import Rows, stacked_rows
 
@@ -65,8 +66,7 @@ class Cvxpy(Solver):
             answer = program.solve(row[kept], self)
             if answer is None:
                 raise NoStructure(
-                    f"keep leaves no structure of {problem.polytope} in "
-                    f"{describe_instances([i], problem.batch_shape)}."
+                    f"keep leaves no structure of {problem.polytope} in {problem.describe([i])}."
                 )
             value[i, kept], gradient[i, kept] = answer.value, answer.gradient
             answers.append(answer)
@@ -128,6 +128,15 @@ class _Answer:
     face: Face
 
 
+def _attempts(settings: Cvxpy) -> list[tuple[float, dict[str, Any]]]:
+    """Clarabel's tolerances: those asked for, then looser ones where rounding forbids them."""
+    if settings.backend != "CLARABEL":
+        return [(settings.tolerance, {})]
+    names = ("tol_gap_abs", "tol_gap_rel", "tol_feas")
+    tolerances = [max(settings.tolerance, loosened) for loosened in (0.0, 1e-10, 1e-8)]
+    return [(tolerance, dict.fromkeys(names, tolerance)) for tolerance in tolerances]
+
+
 _NOTHING = _Answer(np.zeros(0), np.zeros(0), 0.0, Status.CONVERGED, 0, Hyperplanes(np.zeros((0, 0))))
 
 
@@ -170,19 +179,23 @@ class ConeProgram:
         if not len(scores):
             return _NOTHING if feasible(self.form) else None
         self.scores.value = scores
-        options: dict[str, Any] = {}
-        if settings.backend == "CLARABEL":
-            options = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), settings.tolerance)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "Solution may be inaccurate": the status says so
-            try:
-                self.problem.solve(solver=settings.backend, **options)
-            except cp.SolverError:
-                self.problem.solve(solver=settings.backend)
+        reached = settings.tolerance
+        for reached, options in _attempts(settings):  # noqa: B007, the last one counts
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # "Solution may be inaccurate": the status says so
+                with contextlib.suppress(cp.SolverError):
+                    self.problem.solve(solver=settings.backend, **options)
+            if self.problem.status != "optimal_inaccurate" and self.x.value is not None:
+                break
         status = self.problem.status
         if status in ("infeasible", "infeasible_inaccurate"):
             return None
-        return self._answer(scores, np.asarray(self.x.value), status == "optimal")
+        if self.x.value is None:
+            nothing, face = np.zeros_like(scores), self.rows.face(np.zeros(len(self.rows.limits), bool))
+            return _Answer(nothing, nothing, -np.inf, Status.INACCURATE, 0, face)
+        # the tolerance is relative to the objective: beside huge scores it says little
+        optimal = status == "optimal" and reached * (1 + _largest(scores)) <= 1e-6
+        return self._answer(scores, np.asarray(self.x.value), optimal)
 
     def _answer(self, scores: np.ndarray, x: np.ndarray, optimal: bool) -> _Answer:
         assert self.form is not None
@@ -195,7 +208,7 @@ class ConeProgram:
         if smooth:
             polished = self._polish(scores, y, multipliers, binding)
             if polished is None:
-                gradient = self._gradient(y)
+                gradient = self._gradient(scores, y, multipliers)
             else:
                 (y, gradient, binding), optimal = polished, True
         return _Answer(
@@ -244,9 +257,14 @@ class ConeProgram:
             lam = lam + step
         return None
 
-    def _gradient(self, y: np.ndarray) -> np.ndarray:
+    def _gradient(self, scores: np.ndarray, y: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
+        """phi'(y), from the multipliers where y is too small to tell."""
         low, high = self.regularizer.domain
-        return self.regularizer.gradient(tensor(y.clip(low, high))).numpy()
+        direct: np.ndarray = self.regularizer.gradient(tensor(y.clip(low, high))).numpy()
+        if not self.regularizer.steep:
+            return direct
+        implied: np.ndarray = scores - self.rows.parts.T @ multipliers
+        return np.where((y - low < 1e-6) | (high - y < 1e-6), implied, direct)
 
 
 POLISH_STEPS = 20

@@ -19,6 +19,7 @@ NEWTON_STEPS = 100
 INSIDE = 0.99  # a steep regularizer's step ends this far on the way out of its domain
 BISECTIONS = 40
 TINY, ROUND = 1e-100, 2.0**-53  # the nearest that float64 comes to 0 and to 1
+FLOOR = 1e-10  # a part closer to the end of a steep domain is at that end, for all that follows
 
 
 class Corral:
@@ -30,6 +31,8 @@ class Corral:
         self.free: Array = free
         self.vertices: Array = vertices
         self.weights: Array = np.full(len(vertices), 1 / len(vertices))
+        if not self._quadratic:
+            self._thin()
 
     @property
     def y(self) -> Array:
@@ -37,13 +40,35 @@ class Corral:
         return self.weights @ self.vertices
 
     def slope(self) -> Array:
-        """s - phi'(y); 0 at parts that are the same in every structure."""
-        return self._slope_at(self.y)
+        """s - phi'(y), as `gradient` has it; 0 at parts that are the same in every structure."""
+        return np.where(self.free, self.scores - np.where(self.free, self.gradient(), 0.0), 0.0)
+
+    def _inside(self, y: Array, floor: float, room: float) -> Array:
+        low, high = self.regularizer.domain
+        return y.clip(low + floor, high - room) if self.regularizer.steep else y
+
+    def gradient(self) -> Array:
+        """phi'(y); for a steep regularizer at the nearest point that is FLOOR inside the domain."""
+        return self.regularizer.gradient(tensor(self._inside(self.y, FLOOR, FLOOR))).numpy()
+
+    def gap(self, slope: Array, vertex: Array) -> float:
+        r"""A bound on F(y) - min F, the vertex being the best one at this slope.
+
+        For any theta, Fenchel's inequality gives  min F >= -sum phi*(theta) - max over v <s - theta, v>,
+        so with theta = phi'(y')  F(y) - min F <= <s - theta, v - y> + sum D_phi(y, y'). Where y is less
+        than FLOOR inside a steep domain, y' is FLOOR inside: the slope at y itself would say nothing.
+        """
+        y = self.y
+        moved = self._inside(y, FLOOR, FLOOR)
+        if not self.regularizer.steep or bool((moved == y).all()):
+            return float(slope @ (vertex - y))
+        low, high = self.regularizer.domain
+        phi, phi_moved = (self.regularizer.value(tensor(x.clip(low, high))).numpy() for x in (y, moved))
+        excess = phi - phi_moved - self.gradient() * (y - moved)
+        return float(slope @ (vertex - y)) + float(excess[self.free].sum())
 
     def _slope_at(self, y: Array) -> Array:
-        low, high = self.regularizer.domain
-        inside = y.clip(low + TINY, high - ROUND) if self.regularizer.steep else y
-        gradient = self.regularizer.gradient(tensor(inside)).numpy()
+        gradient = self.regularizer.gradient(tensor(self._inside(y, TINY, ROUND))).numpy()
         return np.where(self.free, self.scores - np.where(self.free, gradient, 0.0), 0.0)
 
     def holds(self, vertex: Array) -> bool:
@@ -58,6 +83,25 @@ class Corral:
         weight = 0.0 if self._quadratic else self._share(vertex)
         self.vertices = np.vstack([self.vertices, vertex])
         self.weights = np.append((1 - weight) * self.weights, weight)
+        if not self._quadratic:
+            self._thin()
+
+    def _thin(self) -> None:
+        """Drops vertices, y kept, until the rest are affinely independent (Caratheodory).
+
+        Wolfe's algorithm keeps them so by itself; a steep regularizer never drops a vertex.
+        """
+        while len(self.weights) > 1:
+            lifted = np.hstack([self.vertices, np.ones((len(self.weights), 1))])
+            size, right = np.linalg.svd(lifted.T)[1:]
+            if len(size) == len(self.weights) and size[-1] > 1e-9 * size[0]:
+                return
+            null = right[-1] if right[-1][-1] <= 0 else -right[-1]  # the newest vertex gains
+            falling = null > 1e-9
+            ratio = np.where(falling, self.weights / np.where(falling, null, 1.0), np.inf)
+            first = int(ratio.argmin())
+            moved = np.maximum(self.weights - ratio[first] * null, 0.0)
+            self._keep(np.arange(len(moved)) != first, moved)
 
     def _share(self, vertex: Array) -> float:
         low, high = 0.0, 1.0
@@ -80,7 +124,7 @@ class Corral:
         heavy = int(self.weights.argmax())  # as the origin, or small weights drown in rounding
         others = np.arange(len(self.weights)) != heavy
         differences = self.vertices[others] - self.vertices[heavy]
-        along = differences @ self.slope()
+        along = differences @ self._slope_at(self.y)
         scaled = differences * self._curvature()
         shift = _solve(scaled @ differences.T, along)
         decrement = float(along @ shift)
@@ -111,9 +155,7 @@ class Corral:
     def _curvature(self) -> Array:
         if self._quadratic:
             return np.ones_like(self.scores)
-        low, high = self.regularizer.domain
-        inside = self.y.clip(low + TINY, high - ROUND)
-        spread = self.regularizer.spread(tensor(inside)).numpy()
+        spread = self.regularizer.spread(tensor(self._inside(self.y, TINY, ROUND))).numpy()
         return np.where(self.free, 1 / np.maximum(spread, TINY), 0.0)
 
     def _objective(self, weights: Array) -> float:
@@ -144,12 +186,17 @@ class Corral:
 
 
 def _solve(matrix: Array, rhs: Array) -> Array:
-    """A symmetric positive system; least squares where rounding made it singular."""
+    """A symmetric positive system, its diagonal scaled to 1: parts of y may be 1e-40 and 1.
+
+    Least squares where rounding made it singular.
+    """
+    scale = np.sqrt(np.maximum(np.diagonal(matrix), 1e-300))
+    scaled = matrix / np.outer(scale, scale)
     try:
-        factor = np.linalg.cholesky(matrix)
+        factor = np.linalg.cholesky(scaled)
     except np.linalg.LinAlgError:
-        return np.linalg.lstsq(matrix, rhs, rcond=1e-13)[0]
-    return np.linalg.solve(factor.T, np.linalg.solve(factor, rhs))
+        return np.linalg.lstsq(scaled, rhs / scale, rcond=1e-13)[0] / scale
+    return np.linalg.solve(factor.T, np.linalg.solve(factor, rhs / scale)) / scale
 
 
 def _reach(weights: Array, move: Array) -> float:

@@ -8,31 +8,20 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from spigot.polytopes.arrays import distinct, rows_where, tensor
+from spigot.polytopes.arrays import rows_where, tensor
 from spigot.polytopes.dispatch import Solver
-from spigot.polytopes.errors import NoStructure, describe_instances
+from spigot.polytopes.errors import NoStructure
+from spigot.polytopes.listing import distinct_vertices
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Gibbs, Regularizer
 from spigot.polytopes.solvers.highs import generic_objective
 
 if TYPE_CHECKING:
-    from spigot.polytopes.base import Polytope
+    pass
 
-__all__ = ["Enumerate", "distinct_vertices"]
+__all__ = ["Enumerate"]
 
 TIE = 1e-12  # relative: scores of two vertices this close are equal
-
-
-def distinct_vertices(polytope: Polytope) -> Tensor:  # (m, d)
-    """The declared vertices in float64, duplicates dropped, in their own order."""
-    known: Tensor | None = polytope.scratch.get("distinct vertices")
-    if known is None:
-        points = polytope.vertices().double().flatten(1)
-        groups = distinct(points)[1]
-        first = torch.full((int(groups.max()) + 1,), len(points)).to(groups)
-        first.scatter_reduce_(0, groups, torch.arange(len(points)).to(groups), "amin")
-        known = polytope.scratch["distinct vertices"] = points[first.sort().values]
-    return known
 
 
 @dataclass(frozen=True)
@@ -92,10 +81,7 @@ def _scored(problem: Problem) -> tuple[Tensor, Tensor]:  # (m, d), (n, m)
     empty = energies.isneginf().all(1)
     if bool(empty.any()):
         rows = rows_where(empty)
-        raise NoStructure(
-            f"keep leaves no structure of {problem.polytope} in "
-            f"{describe_instances(rows, problem.batch_shape)}."
-        )
+        raise NoStructure(f"keep leaves no structure of {problem.polytope} in {problem.describe(rows)}.")
     return vertices, energies
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from spigot.polytopes.arrays import library, tensor
 from spigot.polytopes.canonical import Canonical, masked_form
 from spigot.polytopes.dispatch import Solver
-from spigot.polytopes.errors import ConvergenceError, NoStructure, describe_instances
+from spigot.polytopes.errors import ConvergenceError, NoStructure, UnboundedPolytope
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Regularizer
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Highs", "LinearProgram", "MixedIntegerProgram", "feasible", "fixed", "ray"]
 
-TIE = 1e-9  # a reduced cost this small, relative to the largest score, may hide a second optimum
+TIE = 1e-9  # a reduced cost this small may hide a second optimum; tiny scores are scaled up to 1
+LARGEST = 1e12  # beyond, ordinary scores vanish beside the largest: excluded parts are for `keep`
 SNAP = 1e-9  # coordinates this close to an integer are that integer
 
 
@@ -55,8 +56,7 @@ class Highs(Solver):
             answer = program.vertex(row[kept], self.max_steps)
             if answer is None:
                 raise NoStructure(
-                    f"keep leaves no structure of {problem.polytope} in "
-                    f"{describe_instances([i], problem.batch_shape)}."
+                    f"keep leaves no structure of {problem.polytope} in {problem.describe([i])}."
                 )
             values[i, kept], steps[i], stopped[i] = answer
         value = tensor(values).to(problem.scores).reshape(problem.scores.shape)
@@ -64,7 +64,7 @@ class Highs(Solver):
             value,
             tensor(stopped),
             tensor(steps),
-            gap=value.new_zeros(len(scores)),
+            gap=value.new_tensor(np.where(stopped == Status.CONVERGED, 0.0, np.inf)),
             objective=(problem.flat_scores * value.flatten(1)).sum(1),
         )
 
@@ -104,13 +104,16 @@ class LinearProgram:
             return (scores, 0, Status.CONVERGED) if feasible(self.form) else None
         self.model.setOptionValue("simplex_iteration_limit", max_steps)
         scale = float(np.abs(scores).max(initial=0.0))
+        if scale > LARGEST:
+            return np.zeros_like(scores), 0, Status.INACCURATE
         factor = 1 / scale if 0 < scale < 1 else min(1.0, 1e7 / max(scale, 1.0))
+        tie = TIE * max(1.0, 1e-6 * scale * factor)
         steps = self._run(scores * factor)
         if self.model.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
             return None
         status, value = self._read()
-        if status == Status.CONVERGED and self._tied(TIE * scale * factor):
-            more, status, value = self._settle(TIE * max(scale * factor, TIE))
+        if status == Status.CONVERGED and self._tied(tie):
+            more, status, value = self._settle(tie)
             steps += more
         return _snap(value), steps, status
 
@@ -118,8 +121,9 @@ class LinearProgram:
         highspy = library("highspy")
 
         good = self.model.getModelStatus() == highspy.HighsModelStatus.kOptimal
+        # stopped early the point need not even be feasible: it does not pass for a truncated answer
         value = np.array(self.model.getSolution().col_value)[self.form.columns]
-        return Status.CONVERGED if good else Status.STOPPED, value
+        return Status.CONVERGED if good else Status.INACCURATE, value
 
     def _run(self, objective: np.ndarray) -> int:
         cost = np.zeros(self.form.variables)
@@ -286,7 +290,12 @@ class MixedIntegerProgram:
         model.setOptionValue("mip_feasibility_tolerance", 1e-9)
         model.setOptionValue("presolve", "choose")
         model.run()
-        if model.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+        status, kinds = model.getModelStatus(), highspy.HighsModelStatus
+        if status in (kinds.kUnbounded, kinds.kUnboundedOrInfeasible) and feasible(form):
+            raise UnboundedPolytope(
+                "The integer points reach without end. Add bounds, such as y >= 0 and y <= 1."
+            )
+        if status != kinds.kOptimal:
             return None
         found = np.array(model.getSolution().col_value)[form.columns]
         rounded = np.round(found) + 0.0

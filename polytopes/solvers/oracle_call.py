@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spigot.polytopes.arrays import rows_where
 from spigot.polytopes.dispatch import Solver
-from spigot.polytopes.errors import NoStructure, describe_instances
+from spigot.polytopes.errors import NoStructure
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Regularizer
 
@@ -46,7 +46,7 @@ class OracleCall(Solver):
         rows = rows_where(used)  # pyright: ignore[reportPossiblyUnbound]
         raise NoStructure(
             f"keep leaves no structure of {problem.polytope} in "
-            f"{describe_instances(rows, problem.batch_shape)}: argmax uses an excluded part even at a "
+            f"{problem.describe(rows)}: argmax uses an excluded part even at a "
             "score that outweighs all others."
         )
 
