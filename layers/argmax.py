@@ -56,6 +56,10 @@ class Argmax(nn.Module):
 
     def __init__(self, polytope: Polytope, pullback: PullBack, *, solver: Solver | None = None) -> None:
         super().__init__()
+        if not isinstance(pullback, PullBack):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"pullback must be a PullBack, such as SPIGOT(step_size=1.0); got {pullback!r}."
+            )
         self.polytope = polytope
         self.pullback = pullback
         self.solver = solver
@@ -177,5 +181,5 @@ class _Vertices(torch.autograd.Function):
 
 def _graph_is_kept() -> bool:
     """Whether this backward runs with retain_graph=True."""
-    engine: Any = torch._C._autograd  # pyright: ignore[reportPrivateUsage]
+    engine: Any = cast(Any, torch)._C._autograd
     return bool(engine._get_current_graph_task_keep_graph())

@@ -123,8 +123,8 @@ def rows_from(
     """The rows of some of the constraints (all by default), unchecked."""
     cp = library("cvxpy")
 
-    y = cp.Variable(event_shape)
-    declared = list(constraints(y))
+    y = cp.Variable(event_shape, name="y")
+    declared = _declared(constraints, y, polytope)
     chosen = declared if only is None else [declared[i] for i in only]
     problem = cp.Problem(cp.Minimize(cp.sum(y)), chosen)
     if problem.is_mixed_integer():
@@ -137,14 +137,24 @@ def rows_from(
     return _split(_linear_data(problem, cp.CLARABEL, polytope), y, event_shape)
 
 
+def _declared(constraints: Callable[[Any], Any], y: Any, polytope: Polytope) -> list[Any]:
+    found = constraints(y)
+    if not isinstance(found, list | tuple):
+        raise TypeError(
+            f"the constraints of {polytope} must be a list of cvxpy constraints, such as "
+            f"[y >= 0, cp.sum(y) == 1]; got {type(found).__name__}."
+        )
+    return list(found)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+
 def integer_rows(
     constraints: Callable[[Any], list[Any]], event_shape: tuple[int, ...], polytope: Polytope
 ) -> tuple[Canonical, np.ndarray]:
     """The rows with y integer, and which variables are integer."""
     cp = library("cvxpy")
 
-    y = cp.Variable(event_shape, integer=True)
-    problem = cp.Problem(cp.Minimize(cp.sum(y)), list(constraints(y)))
+    y = cp.Variable(event_shape, integer=True, name="y")
+    problem = cp.Problem(cp.Minimize(cp.sum(y)), _declared(constraints, y, polytope))
     data = _linear_data(problem, cp.HIGHS, polytope)
     form = _split(data, y, event_shape)
     integer = np.zeros(form.variables, dtype=bool)
@@ -235,7 +245,8 @@ def _check_feasible(form: Canonical, polytope: Polytope) -> None:
         return
     cp = library("cvxpy")
 
-    declared = list(polytope.constraints(cp.Variable(polytope.event_shape)))
+    y = cp.Variable(polytope.event_shape, name="y")
+    declared = _declared(polytope.constraints, y, polytope)
     conflict = list(range(len(declared)))
     for i in range(len(declared)):  # deletion filter: what is left is irreducible
         rest = [j for j in conflict if j != i]

@@ -162,9 +162,11 @@ def choose(polytope: Polytope, regularizer: Regularizer | None, solver: Solver |
     """The road that a problem takes.
 
     Raises:
+        TypeError: a class or a name was given where an object belongs.
         UnsupportedProblem: the polytope leaves the regularizer's domain, or no road exists, or
             `solver` cannot take it.
     """
+    _check_types(polytope, regularizer, solver)
     check_domain(polytope, regularizer)
     if solver is not None:
         lack = solver.lacks(polytope, regularizer)
@@ -174,6 +176,19 @@ def choose(polytope: Polytope, regularizer: Regularizer | None, solver: Solver |
     for road in roads(polytope, regularizer):
         return road
     raise unsupported(polytope, regularizer, "no road leads there.", _WAY_OUT[_kind(regularizer)])
+
+
+def _check_types(polytope: object, regularizer: object, solver: object) -> None:
+    from spigot.polytopes.base import Polytope
+
+    if not isinstance(polytope, Polytope):
+        raise TypeError(f"polytope must be a Polytope object, such as Simplex(3); got {polytope!r}.")
+    if not isinstance(regularizer, Regularizer | None):
+        raise TypeError(
+            f"regularizer must be an object such as Euclidean(), or None; got {regularizer!r}."
+        )
+    if not isinstance(solver, Solver | None):
+        raise TypeError(f"solver must be a solver object, such as ActiveSet(), or None; got {solver!r}.")
 
 
 def _kind(regularizer: Regularizer | None) -> type[Regularizer] | None:
