@@ -124,8 +124,7 @@ class Argmax(nn.Module):
         if torch.is_grad_enabled() and scores.requires_grad:
             self.pullback.check_downstream(downstream)
         context = _Context(problem, rule, self.pullback, downstream, scores.dtype)
-        flat: Tensor = cast(Any, _Vertices).apply(problem.scores, context)
-        value = flat.reshape(scores.shape).to(scores.dtype)
+        value: Tensor = cast(Any, _Vertices).apply(problem.scores, context)
         if not return_solution:
             return value
         assert context.solution is not None
@@ -155,7 +154,10 @@ class _Vertices(torch.autograd.Function):
                 context.closure, problem.batch_shape, context.dtype, scores.device
             )
         ctx.context = context
-        return context.solution.value.to(scores, copy=True)
+        # In the user's shape and dtype at once: two closures that name each other's structures make
+        # a cycle, which Python's collector sees only where the layer's value is this node's own output.
+        value = context.solution.value.reshape(problem.batch_shape + tuple(scores.shape[1:]))
+        return value.to(scores.device, context.dtype, copy=True)
 
     @staticmethod
     @once_differentiable
@@ -165,21 +167,8 @@ class _Vertices(torch.autograd.Function):
         (grad,) = grads
         held: _Context = ctx.context
         if held.problem.size == 0:
-            return torch.zeros_like(grad), None
-        if held.solution is None:
-            raise RuntimeError(
-                "Trying to backward through an Argmax layer a second time: what it held was let go "
-                "after the first. Pass retain_graph=True to the first backward."
-            )
-        surrogate = held.pullback.surrogate(held.problem, held.solution, grad, held.downstream)
-        if not _graph_is_kept():
-            # Two closures that name each other's structures are a cycle through autograd's graph,
-            # which Python's collector cannot see: what is not needed again is let go.
-            held.downstream = held.closure = held.solution = None
-        return surrogate.to(grad), None
-
-
-def _graph_is_kept() -> bool:
-    """Whether this backward runs with retain_graph=True."""
-    engine: Any = cast(Any, torch)._C._autograd
-    return bool(engine._get_current_graph_task_keep_graph())
+            return torch.zeros_like(held.problem.scores), None
+        assert held.solution is not None
+        flat = grad.reshape(held.problem.scores.shape).to(held.problem.scores.dtype)
+        surrogate = held.pullback.surrogate(held.problem, held.solution, flat, held.downstream)
+        return surrogate, None

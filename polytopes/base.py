@@ -510,14 +510,18 @@ def check_converged(
     )
 
 
-def certificate(problem: Problem, y: Tensor) -> Tensor:  # (n,)
-    """max over v of <s - grad Omega(y), v - y>, one MAP call; y is `(n, *event)`."""
+def certificate(problem: Problem, y: Tensor, gradient: Tensor | None = None) -> Tensor:  # (n,)
+    """max over v of <s - grad Omega(y), v - y>, one MAP call; y is `(n, *event)`.
+
+    A solver's own `gradient` is better than the one at y, where y is rounded to 0 or 1.
+    """
     n = problem.size
     if n == 0:
         return y.new_zeros(0)
     slope = problem.scores
     if isinstance(problem.regularizer, Separable):
-        slope = (slope - problem.regularizer.gradient(y)).nan_to_num(posinf=1e15, neginf=-1e15)
+        gradient = problem.regularizer.gradient(y) if gradient is None else gradient.to(y)
+        slope = (slope - gradient).nan_to_num(posinf=1e15, neginf=-1e15)
     if problem.keep is not None:
         slope = torch.where(problem.keep, slope, 0.0)
     linear = problem.linear(slope)
@@ -526,7 +530,8 @@ def certificate(problem: Problem, y: Tensor) -> Tensor:  # (n,)
 
 
 def _certified(problem: Problem, solution: Solution) -> Solution:
-    return replace(solution, gap=certificate(problem, solution.value.to(problem.scores)))
+    value = solution.value.to(problem.scores)
+    return replace(solution, gap=certificate(problem, value, solution.gradient))
 
 
 def empty_or(road: Road, problem: Problem) -> Solution:

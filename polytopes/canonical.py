@@ -177,9 +177,15 @@ def _linear_data(problem: Any, solver: str, polytope: Polytope) -> dict[str, Any
         )
     if _curved(problem):
         raise _not_linear(polytope)
-    unset = [parameter.name() for parameter in problem.parameters() if parameter.value is None]
-    if unset:
-        raise ValueError(f"{polytope}: the cvxpy parameter(s) {', '.join(unset)} have no value.")
+    named = ", ".join(parameter.name() for parameter in problem.parameters())
+    if named:
+        raise unsupported(
+            polytope,
+            None,
+            f"its constraints hold the cvxpy parameter(s) {named}: they are read once, so a value set "
+            "later would be ignored.",
+            "Write the number itself, as a field of a Polytope class.",
+        )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*dimension greater than 2.*")
         data = problem.get_problem_data(solver)[0]

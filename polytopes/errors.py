@@ -17,6 +17,7 @@ __all__ = [
     "UnsupportedProblem",
     "describe_instances",
     "unsupported",
+    "whole_numbers",
 ]
 
 
@@ -55,6 +56,13 @@ def _index_name(row: int, batch_shape: Sequence[int]) -> str:
         row, position = divmod(row, size)
         index.append(position)
     return str(index[0]) if len(index) == 1 else str(tuple(reversed(index)))
+
+
+def whole_numbers(owner: object, **sizes: object) -> None:
+    """Raises TypeError for a size that is no whole number."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"{type(owner).__name__}: {name} must be a whole number, got {size!r}.")
 
 
 def unsupported(

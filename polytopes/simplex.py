@@ -12,7 +12,7 @@ from spigot.polytopes.arrays import library, rows_where
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.budget import Budget, BudgetRule
 from spigot.polytopes.dispatch import Road, rule
-from spigot.polytopes.errors import NoStructure
+from spigot.polytopes.errors import NoStructure, whole_numbers
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Gibbs, Separable, Shannon
@@ -31,6 +31,7 @@ class Simplex(Polytope):
         d: how many parts, at least 1.
 
     Raises:
+        TypeError: d is no whole number.
         ValueError: d < 1.
 
     Example:
@@ -51,6 +52,7 @@ class Simplex(Polytope):
     d: int
 
     def __post_init__(self) -> None:
+        whole_numbers(self, d=self.d)
         if self.d < 1:
             raise ValueError(f"Simplex(d={self.d}): d must be at least 1.")
 

@@ -13,7 +13,7 @@ from spigot.polytopes.arrays import library, rows_where
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.budget import Budget, BudgetRule
 from spigot.polytopes.dispatch import Road, rule
-from spigot.polytopes.errors import NoStructure
+from spigot.polytopes.errors import NoStructure, whole_numbers
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import FermiDirac, Gibbs, Separable
@@ -95,6 +95,7 @@ class Hypercube(_Box):
         d: how many parts, at least 1.
 
     Raises:
+        TypeError: d is no whole number.
         ValueError: d < 1.
 
     Example:
@@ -109,6 +110,7 @@ class Hypercube(_Box):
     d: int
 
     def __post_init__(self) -> None:
+        whole_numbers(self, d=self.d)
         if self.d < 1:
             raise ValueError(f"Hypercube(d={self.d}): d must be at least 1.")
 
@@ -138,6 +140,7 @@ class Subset(_Box):
         at_most: whether fewer will do.
 
     Raises:
+        TypeError: d or k is no whole number.
         ValueError: d < 1, or k not in 0..d.
 
     Example:
@@ -161,6 +164,7 @@ class Subset(_Box):
     at_most: bool = False
 
     def __post_init__(self) -> None:
+        whole_numbers(self, d=self.d, k=self.k)
         if self.d < 1:
             raise ValueError(f"Subset(d={self.d}): d must be at least 1.")
         if not 0 <= self.k <= self.d:

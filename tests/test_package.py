@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 import spigot
-import spigot.testing
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = [

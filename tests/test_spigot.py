@@ -58,7 +58,7 @@ class TwoPerRow(Polytope):  # pixels of an image, at most two in a row, k in all
     def event_shape(self) -> tuple[int, ...]:
         return (self.rows, self.columns)
 
-    def constraints(self, y: cp.Variable) -> list[cp.Constraint]:
+    def constraints(self, y: cp.Variable) -> list[Any]:
         return [y >= 0, y <= 1, cp.sum(y, axis=1) <= 2, cp.sum(y) == self.k]
 
 
@@ -166,7 +166,7 @@ def test_scores_of_constraints_that_need_auxiliary_variables() -> None:
         def event_shape(self) -> tuple[int, ...]:
             return (5,)
 
-        def constraints(self, y: cp.Variable) -> list[cp.Constraint]:
+        def constraints(self, y: cp.Variable) -> list[Any]:
             return constraints(y)
 
     scores, upstream = normal(4, 5), normal(4, 5, seed=1)
@@ -546,7 +546,8 @@ def test_other_structures_stay_at_their_forward_values() -> None:
     close(b.grad, (y - nu) / count, 1e-10)
 
 
-def test_closures_that_see_each_other_do_not_stay_in_memory() -> None:
+@pytest.mark.parametrize("use", ["backward", "backward twice", "forward only"])
+def test_closures_that_see_each_other_do_not_stay_in_memory(use: str) -> None:
     def train_once() -> weakref.ref[Tensor]:
         layer = Argmax(Simplex(5), SPIGOT(steps=2))
         big = torch.ones(5, dtype=torch.float64)
@@ -556,12 +557,33 @@ def test_closures_that_see_each_other_do_not_stay_in_memory() -> None:
 
         first = layer(normal(2, 5).requires_grad_(), downstream=lambda mu: energy(mu, second))
         second = layer(normal(2, 5).requires_grad_(), downstream=lambda mu: energy(first, mu))
-        energy(first, second).mean().backward()
+        loss = energy(first, second).mean()
+        if use == "backward twice":
+            loss.backward(retain_graph=True)
+        if use != "forward only":
+            loss.backward(retain_graph=use == "backward twice")
         return weakref.ref(big)
 
     held = train_once()
     gc.collect()
     assert held() is None
+
+
+@pytest.mark.parametrize("retain", [True, False])
+def test_a_second_backward_uses_the_closure_again(retain: bool) -> None:
+    loss = Loss(3, 5)
+    leaf = normal(3, 5).requires_grad_()
+    z = Argmax(Simplex(5), SPIGOTCE(step_size=0.05, reduction="sum"))(leaf, downstream=loss)
+    upstream = loss.gradient(z.detach())
+    (first,) = torch.autograd.grad(z, leaf, upstream, retain_graph=retain)
+    p = leaf.detach().softmax(-1)
+    close(first, p - sparsemax(p - 0.05 * loss.gradient(p)), 1e-10)
+    try:
+        (second,) = torch.autograd.grad(z, leaf, upstream)
+    except RuntimeError:
+        assert not retain
+        return
+    close(second, first, 0.0)
 
 
 # --- random, autocast and parameter state of the closure -----------------------------------------
@@ -991,6 +1013,26 @@ def test_masks_hold_in_every_step() -> None:
         close(leaf.grad[i], (z.detach()[i] - mu) / 2, 1e-10)
 
 
+@every_estimator
+def test_a_closure_sees_excluded_parts_at_zero_only(make: Make) -> None:
+    keep = torch.tensor([[1, 0, 1, 1, 1], [1, 1, 1, 0, 1]]).bool()
+    seen: list[Tensor] = []
+    couple = normal(5, 5)
+
+    def closure(mu: Tensor) -> Tensor:
+        seen.append(mu.detach().clone())
+        return ((mu @ couple) ** 2).sum(-1)
+
+    leaf = normal(2, 5).requires_grad_()
+    z = Argmax(Subset(5, 2), make(step_size=0.1, steps=3))(leaf, keep=keep, downstream=closure)
+    closure(z).mean().backward()
+    assert len(seen) >= 4
+    assert len({tuple(mu.flatten().tolist()) for mu in seen}) >= 3
+    assert all(bool((mu[~keep] == 0).all()) for mu in seen)
+    assert leaf.grad is not None
+    assert bool((leaf.grad[~keep] == 0).all())
+
+
 def test_gradients_at_excluded_parts_are_not_read() -> None:
     keep = torch.tensor([[True, True, False], [True, True, True]])
     scores, upstream = normal(2, 3), normal(2, 3, seed=1)
@@ -1007,7 +1049,6 @@ PRINTED: dict[str, PullBack] = {
     "SPIGOT(step_size=0.5)": SPIGOT(0.5),
     "SPIGOT(step_size=1.0, steps=3, reduction='sum')": SPIGOT(steps=3, reduction="sum"),
     "SPIGOT(step_size=1.0, residual=False)": SPIGOT(residual=False),
-    "SPIGOT(step_size=tensor(0.5000))": SPIGOT(torch.tensor(0.5)),
     "SPIGOTCE(step_size=1.0)": SPIGOTCE(),
     "SPIGOTCE(forward=Gibbs(), step_size=2.0)": SPIGOTCE(2.0, forward=Gibbs()),
     "SPIGOTEG(step_size=1.0)": SPIGOTEG(),
@@ -1022,8 +1063,17 @@ PRINTED: dict[str, PullBack] = {
 def test_an_estimator_prints_as_its_call(text: str, pullback: PullBack) -> None:
     assert repr(pullback) == text
     assert str(pullback) == text
+    assert eval(text) == pullback
+
+
+def test_tensors_print_as_calls_too() -> None:
     names = {**globals(), "tensor": torch.tensor}
-    assert eval(text, names) == pullback
+    sizes = torch.tensor([0.5, 1.25])
+    for pullback in (SPIGOT(torch.tensor(0.5)), SPIGOT(sizes), SPIGOT(reduction=torch.tensor(8.0))):
+        again = eval(repr(pullback), names)
+        assert torch.equal(torch.as_tensor(again.step_size), torch.as_tensor(pullback.step_size))
+        assert again.reduction == pullback.reduction
+        assert repr(again) == repr(pullback)
 
 
 def test_a_solver_prints_too() -> None:

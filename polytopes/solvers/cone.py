@@ -206,7 +206,7 @@ class ConeProgram:
         gradient = np.zeros_like(y)
         smooth = isinstance(self.regularizer, Separable)
         if smooth:
-            polished = self._polish(scores, y, multipliers, binding)
+            polished = self._polish(scores, x, multipliers, binding)
             if polished is None:
                 gradient = self._gradient(scores, y, multipliers)
             else:
@@ -226,35 +226,60 @@ class ConeProgram:
         return float(scores @ y) - float(value.sum())
 
     def _polish(
-        self, scores: np.ndarray, y: np.ndarray, multipliers: np.ndarray, binding: np.ndarray
+        self, scores: np.ndarray, x: np.ndarray, multipliers: np.ndarray, binding: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """y, grad Omega(y) and the binding rows, exact; None if Newton's method leads elsewhere."""
-        if len(self.rows.auxiliary):
-            return None
-        while True:
-            found = self._newton(scores, multipliers * binding, binding)
-            if found is None or _largest(found[0] - y) > 1e-4:
+        """y, grad Omega(y) and the binding rows, exact; None if Newton's method leads elsewhere.
+
+        Rows that the point breaks join, rows whose multiplier turns out negative leave: where y
+        underflows, the interior point's slacks alone do not tell which rows bind.
+        """
+        y, t = x[self.rows.form.columns], x[self.rows.auxiliary]
+        equalities = len(self.rows.form.b)
+        for _ in range(CHANGES):
+            found = self._newton(scores, t, multipliers * binding, binding)
+            if found is None:
                 return None
-            violated = self.rows.violated(found[0]) & ~binding
-            if not violated.any():
-                return *found, binding
-            binding = binding | violated
+            point, slope, lam, inner = found
+            wrong = lam < -1e-9 * (1 + _largest(scores))
+            wrong[:equalities] = False
+            violated = self.rows.slack(point, inner) < -1e-10 * (1 + np.abs(self.rows.limits))
+            if not wrong.any() and not (violated & ~binding).any():
+                return (point, slope, binding) if _largest(point - y) <= 1e-4 else None
+            binding = (binding & ~wrong) | violated
+        return None
 
     def _newton(
-        self, scores: np.ndarray, multipliers: np.ndarray, binding: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """The maximiser with the binding rows as equations, by Newton on their multipliers."""
+        self, scores: np.ndarray, t: np.ndarray, multipliers: np.ndarray, binding: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+        """The maximiser with the binding rows as equations, by Newton on multipliers and t.
+
+        y = mirror(s - N' lam);  N y + T t = b  and  T' lam = 0  for the auxiliary variables t.
+        """
+        if int(binding.sum()) + len(t) > DENSE_ROWS:
+            return None
         rows: np.ndarray = self.rows.parts[binding].toarray()
+        tail: np.ndarray = self.rows.matrix[binding][:, self.rows.auxiliary].toarray()
         limits, lam = self.rows.limits[binding], multipliers[binding]
+        corner = np.zeros((len(t), len(t)))
+        inner = 1.0 + np.zeros(len(t))
+        floor = 1e-290 if self.regularizer.steep else 1e-13 * (1 + _largest(limits))
         for _ in range(POLISH_STEPS):
             slope: np.ndarray = scores - rows.T @ lam
             point: np.ndarray = self.regularizer.mirror(tensor(slope)).numpy()
-            residual = rows @ point - limits
-            if _largest(residual) <= 1e-13 * (1 + _largest(limits)):
-                return point, slope
+            residual = np.concatenate([rows @ point + tail @ t - limits, -(tail.T @ lam)])
+            size = np.concatenate([np.abs(rows) @ point + np.abs(tail @ t) + np.abs(limits), inner])
+            if bool((np.abs(residual) <= 1e-12 * size + floor).all()):
+                full = np.zeros(len(binding))
+                full[binding] = lam
+                return point, slope, full, t
             spread: np.ndarray = self.regularizer.spread(tensor(point)).numpy() * (point > 0)
-            step: np.ndarray = np.linalg.lstsq((rows * spread) @ rows.T, residual, rcond=1e-14)[0]
-            lam = lam + step
+            system = np.block([[(rows * spread) @ rows.T, -tail], [tail.T, corner]])
+            scale = _scale(system) if not len(t) else np.ones(len(system))
+            step = _least_squares(system * np.outer(scale, scale), residual * scale)
+            if step is None:
+                return None
+            step = step * scale
+            lam, t = lam + step[: len(lam)], t + step[len(lam) :]
         return None
 
     def _gradient(self, scores: np.ndarray, y: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
@@ -267,7 +292,26 @@ class ConeProgram:
         return np.where((y - low < 1e-6) | (high - y < 1e-6), implied, direct)
 
 
-POLISH_STEPS = 20
+POLISH_STEPS = 30
+CHANGES = 50  # of the set of binding rows
+DENSE_ROWS = 2000  # beyond, the interior point's own answer stays
+
+
+def _least_squares(system: np.ndarray, residual: np.ndarray) -> np.ndarray | None:
+    """The smallest solution; None where numbers have run out of range."""
+    if not (np.isfinite(system).all() and np.isfinite(residual).all()):
+        return None
+    try:
+        step: np.ndarray = np.linalg.lstsq(system, residual, rcond=1e-13)[0]
+    except np.linalg.LinAlgError:
+        return None
+    return step if bool(np.isfinite(step).all()) else None
+
+
+def _scale(system: np.ndarray) -> np.ndarray:
+    """What makes the diagonal 1: rows that hold tiny parts alone count like any other."""
+    diagonal = np.diagonal(system)
+    return 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
 
 
 def _largest(values: np.ndarray) -> float:

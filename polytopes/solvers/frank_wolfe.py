@@ -23,6 +23,9 @@ class FrankWolfe(MixtureSolver):
     that ends at 1, together leave out every part that some structure leaves out), so that a steep
     regularizer's gradient is finite at their mean.
 
+    Parts below 1e-10 are right to 1e-10 and no further, and `Solution.gradient` there is that of
+    1e-10: where log y matters beyond, declare `constraints`.
+
     Args:
         tolerance: on the certificate, relative to 1 + |<s, y>|.
         max_steps: oracle calls an instance; the truncated answer lies in M and says its gap.

@@ -60,6 +60,10 @@ class Rows:
         above = multipliers > 1e-3 * slacks
         return bool((above & ~self.binding(multipliers, slacks)).any())
 
+    def slack(self, y: np.ndarray, t: np.ndarray) -> np.ndarray:
+        """limits - matrix x."""
+        return self.limits - self.parts @ y - self.matrix[:, self.auxiliary] @ t
+
     def violated(self, y: np.ndarray) -> np.ndarray:
         """Rows that y breaks; none where auxiliary variables take part."""
         if len(self.auxiliary):
