@@ -126,7 +126,8 @@ def pull_through_faces(
     faces: tuple[Face, ...], grad: Tensor, spread: Tensor, keep: Tensor | None
 ) -> Tensor:  # (n, d) -> (n, d)
     """J grad for every instance; parts excluded by `keep` get exactly 0."""
-    grads, spreads = grad.detach().double().cpu().numpy(), spread.double().cpu().numpy()
+    grads = grad.detach().double().cpu().numpy()
+    spreads = spread.double().clamp_min(0).cpu().numpy()  # y may be rounded out of the domain
     pulled = np.zeros_like(grads)
     for i, face in enumerate(faces):
         if grads[i].any():
