@@ -530,8 +530,9 @@ def certificate(problem: Problem, y: Tensor, gradient: Tensor | None = None) -> 
 
 
 def _certified(problem: Problem, solution: Solution) -> Solution:
-    value = solution.value.to(problem.scores)
-    return replace(solution, gap=certificate(problem, value, solution.gradient))
+    exact = problem.with_scores(problem.scores.double())  # float32 alone would round the gap away
+    value = solution.value.to(exact.scores)
+    return replace(solution, gap=certificate(exact, value, solution.gradient))
 
 
 def empty_or(road: Road, problem: Problem) -> Solution:

@@ -34,7 +34,7 @@ from spigot.polytopes import (
 )
 from spigot.polytopes.dispatch import Solver, rule
 from spigot.polytopes.solvers import ActiveSet, Clarabel, Cvxpy, CvxpyLayers, FrankWolfe, Highs
-from tests.structures import best_corner, boards, corners, diamond, subsets
+from tests.structures import AtMostTwo, best_corner, boards, corners, diamond, subsets
 
 
 def birkhoff(y: cp.Variable) -> list[Any]:
@@ -360,3 +360,14 @@ def test_entmax_agrees() -> None:
     # entmax15(s) maximises <s, y> - Tsallis as we do, once its own factor is in
     ours = Simplex(30).maximize(scores, Tsallis(1.5))
     torch.testing.assert_close(ours, entmax.entmax15(scores, -1))
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+def test_no_projection_stalls(scale: float) -> None:
+    """An interior point at its default regularisation gave up on a few of these in a thousand."""
+    board = AtMostTwo(8, 8, 12)
+    scores = scale * torch.randn(300, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    solution = board.solve(scores, Euclidean())
+    assert solution.gap is not None
+    value = (scores * solution.value).sum((1, 2)).abs()
+    assert bool((solution.gap.abs() <= 1e-8 * (1 + value)).all())

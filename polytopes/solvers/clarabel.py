@@ -117,6 +117,9 @@ def _program(form: Canonical) -> _QuadraticProgram:
     return program
 
 
+LARGE, ROUNDS = 2.0, 1  # scores from which the problem is solved again near its answer
+
+
 class _QuadraticProgram:
     """min |y|^2 / 2 - <s, y> over a canonical form; only s changes."""
 
@@ -135,6 +138,8 @@ class _QuadraticProgram:
         options.presolve_enable = False  # or the linear term could not be changed afterwards
         options.max_iter = settings.max_steps
         options.max_threads = 1
+        # at its default of 1e-8 the method stalls on a few instances in a thousand
+        options.static_regularization_constant = 1e-11
         for name in ("tol_gap_abs", "tol_gap_rel", "tol_feas"):
             setattr(options, name, settings.tolerance)
         diagonal = np.zeros(self.form.variables)
@@ -160,18 +165,32 @@ class _QuadraticProgram:
             return _nothing(self.rows) if feasible(self.form) else None
         if self.settings != (settings.tolerance, settings.max_steps):
             self._set_up(settings)
-        linear = np.zeros(self.form.variables)
-        linear[self.form.columns] = -scores
-        self.solver.update(q=linear)
-        found = self.solver.solve()
+        found = self._solve(scores, np.zeros(self.form.variables))
         if "PrimalInfeasible" in str(found.status):
             return None
-        x, multipliers, slacks = (np.array(item) for item in (found.x, found.z, found.s))
+        x = np.array(found.x)
+        for _ in range(ROUNDS if np.abs(scores).max() > LARGE else 0):
+            near = np.zeros(self.form.variables)
+            near[self.form.columns] = x[self.form.columns]
+            found = self._solve(scores, near)
+            x = np.array(found.x) + near
+        multipliers, slacks = np.array(found.z), np.array(found.s)
         y, face = self._made_exact(scores, x, multipliers, slacks)
         close = np.abs(y - x[self.form.columns]).max() <= 1e-5 * (1 + np.abs(scores).max())
         clean = close and str(found.status) in ("Solved", "AlmostSolved")
         status = Status.CONVERGED if clean else Status.INACCURATE
         return _Answer(y, status, int(found.iterations), multipliers, face)
+
+    def _solve(self, scores: np.ndarray, near: np.ndarray) -> Any:
+        """The problem in x - near.
+
+        The tolerance on the gap is relative to the objective, which large scores make large: near
+        the answer it is about 0, and the tolerance absolute.
+        """
+        linear = np.zeros(self.form.variables)
+        linear[self.form.columns] = near[self.form.columns] - scores
+        self.solver.update(q=linear, b=self.rows.limits - self.rows.matrix @ near)
+        return self.solver.solve()
 
     def _made_exact(
         self, scores: np.ndarray, x: np.ndarray, multipliers: np.ndarray, slacks: np.ndarray
