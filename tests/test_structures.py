@@ -117,10 +117,10 @@ def test_projection_is_certified(row: Row, seed: int, scale: float) -> None:
     solution = polytope.solve(scores, Euclidean())
     assert solution.gap is not None
     assert bool((solution.gap <= 1e-9 * (1 + scale)).all())
-    assert bool(row.twin.contains(solution.value, tolerance=1e-7).all())
+    assert bool(row.twin.contains(solution.value, tolerance=1e-6).all())
     # nonexpansive, and the identity on M
     again = polytope.project(solution.value)
-    torch.testing.assert_close(again, solution.value, atol=1e-7, rtol=0)
+    torch.testing.assert_close(again, solution.value, atol=1e-6, rtol=0)
 
 
 @every_structure
