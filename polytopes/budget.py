@@ -134,9 +134,14 @@ def _multiplier(regularizer: Separable, problem: Problem) -> _Multiplier:
     centre, offset = none, none
     if not bool(trivial.all()):
         masked = s if keep is None else s.masked_fill(~keep, -torch.inf)
-        centre = masked.topk(budget.total, dim=1).values[:, -1]
-        centre = torch.where(trivial, 0.0, centre)
-        offset = _offset(regularizer, masked - centre[:, None], budget.total, count, trivial)
+        last, following = masked.topk(budget.total + 1, dim=1).values[:, -2:].unbind(1)
+        centre = torch.where(trivial, 0.0, last)
+        low, high = _bracket(regularizer, following - centre, budget.total, count)
+        masked = masked - centre[:, None]
+        offset = _root(
+            regularizer, _candidates(regularizer, masked, low), budget.total, low, high, trivial
+        )
+        offset = offset if regularizer.steep else _centred(regularizer, masked, offset)
     offset = torch.where(trivial, torch.where(total == 0, torch.inf, -torch.inf), offset)
     if not budget.at_most:
         return _Multiplier(centre, offset)
@@ -146,23 +151,13 @@ def _multiplier(regularizer: Separable, problem: Problem) -> _Multiplier:
     return _Multiplier(torch.where(binds, centre, none), offset)
 
 
-def _offset(
-    regularizer: Separable, masked: Tensor, total: int, count: Tensor, trivial: Tensor
-) -> Tensor:  # (n,)
-    """The multiplier for scores whose rank-k one is 0."""
-    low, high = _bracket(regularizer, masked, total, count)
-    rows = _candidates(regularizer, masked, low)
-    offset = _root(regularizer, rows, total, low, high, trivial)
-    return offset if regularizer.steep else _centred(regularizer, masked, offset)
-
-
-def _bracket(regularizer: Separable, masked: Tensor, total: int, count: Tensor) -> tuple[Tensor, Tensor]:
-    """tau where F >= 0 and where F <= 0, from the scores of rank k and k + 1."""
-    top = masked.topk(total + 1, dim=1).values
-    last, next_one = top[:, total - 1], top[:, total]
-    level = regularizer.gradient(masked.new_tensor([1.0, total / (total + 1)]))
-    low = torch.maximum(last - level[0], next_one - level[1])
-    return low, last - regularizer.gradient(1 / (count - total + 1).clamp_min(1))
+def _bracket(
+    regularizer: Separable, following: Tensor, total: int, count: Tensor
+) -> tuple[Tensor, Tensor]:
+    """tau where F >= 0 and where F <= 0, the score of rank k being 0 and that of rank k + 1 given."""
+    level = regularizer.gradient(following.new_tensor([1.0, total / (total + 1)]))
+    low = torch.maximum(-level[0], following - level[1])
+    return low, -regularizer.gradient(1 / (count - total + 1).clamp_min(1))
 
 
 def _candidates(regularizer: Separable, masked: Tensor, low: Tensor) -> Tensor:  # (n, c)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -231,13 +232,18 @@ def _gradients(
     return at
 
 
-_ROWS: dict[str, dict[str, object]] = {
+_ROWS: dict[str, dict[str, Any]] = {
     "STEIdentity": {"geometry": Unconstrained()},
     "SPIGOT": {},
     "SPIGOTCE": {"start": Gibbs(), "loss": Gibbs()},
     "SPIGOTEG": {"start": Gibbs(), "geometry": Gibbs(), "loss": Gibbs()},
     "SPIGOTSparseMAP": {"start": Euclidean(), "loss": Euclidean()},
 }
+
+
+def _named(name: str, **settings: Any) -> PullBack:
+    """The row of that name, with what its constructor was given."""
+    return PullBack(name=name, **_ROWS[name], **settings)
 
 
 def STEIdentity(
@@ -256,13 +262,12 @@ def STEIdentity(
     References:
         Bengio, Leonard and Courville (2013); as a pull-back, Mihaylova et al. (2020), section 4.1.
     """
-    return PullBack(
-        geometry=Unconstrained(),
+    return _named(
+        "STEIdentity",
         step_size=step_size,
         steps=steps,
         reduction=reduction,
         residual=residual,
-        name="STEIdentity",
     )
 
 
@@ -289,13 +294,13 @@ def SPIGOT(
     References:
         Peng, Thomson and Smith (ACL 2018), equation 7; Mihaylova et al. (2020), equation 9.
     """
-    return PullBack(
+    return _named(
+        "SPIGOT",
         step_size=step_size,
         steps=steps,
         reduction=reduction,
         residual=residual,
         solver=solver,
-        name="SPIGOT",
     )
 
 
@@ -317,16 +322,14 @@ def SPIGOTCE(
     References:
         Mihaylova, Niculae and Martins (2020), section 4.2.
     """
-    return PullBack(
+    return _named(
+        "SPIGOTCE",
         forward=forward,
-        start=Gibbs(),
-        loss=Gibbs(),
         step_size=step_size,
         steps=steps,
         reduction=reduction,
         residual=residual,
         solver=solver,
-        name="SPIGOTCE",
     )
 
 
@@ -347,16 +350,13 @@ def SPIGOTEG(
     References:
         Mihaylova, Niculae and Martins (2020), section 4.3.
     """
-    return PullBack(
+    return _named(
+        "SPIGOTEG",
         forward=forward,
-        start=Gibbs(),
-        geometry=Gibbs(),
-        loss=Gibbs(),
         step_size=step_size,
         steps=steps,
         reduction=reduction,
         residual=residual,
-        name="SPIGOTEG",
     )
 
 
@@ -376,14 +376,12 @@ def SPIGOTSparseMAP(
         >>> SPIGOTSparseMAP(forward=Euclidean())
         SPIGOTSparseMAP(forward=Euclidean(), step_size=1.0)
     """
-    return PullBack(
+    return _named(
+        "SPIGOTSparseMAP",
         forward=forward,
-        start=Euclidean(),
-        loss=Euclidean(),
         step_size=step_size,
         steps=steps,
         reduction=reduction,
         residual=residual,
         solver=solver,
-        name="SPIGOTSparseMAP",
     )

@@ -117,7 +117,7 @@ def _program(form: Canonical) -> _QuadraticProgram:
     return program
 
 
-LARGE, ROUNDS = 2.0, 1  # scores from which the problem is solved again near its answer
+LARGE = 2.0  # scores from which the problem is solved again near its answer
 
 
 class _QuadraticProgram:
@@ -169,7 +169,7 @@ class _QuadraticProgram:
         if "PrimalInfeasible" in str(found.status):
             return None
         x = np.array(found.x)
-        for _ in range(ROUNDS if np.abs(scores).max() > LARGE else 0):
+        if np.abs(scores).max() > LARGE:
             near = np.zeros(self.form.variables)
             near[self.form.columns] = x[self.form.columns]
             found = self._solve(scores, near)
@@ -208,7 +208,9 @@ class _QuadraticProgram:
             y = near + face.pull(scores - near, np.ones_like(near))
             if len(rows.auxiliary) and rows.doubtful(multipliers, slacks):
                 return (y if feasible(fixed(self.form, y)) else near), face
-            violated = rows.violated(y) & ~binding
+            if len(rows.auxiliary):
+                return y, face
+            violated = rows.violated(y, x[rows.auxiliary]) & ~binding
             if not violated.any():
                 return y, face
             binding = binding | violated

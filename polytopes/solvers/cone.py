@@ -242,7 +242,7 @@ class ConeProgram:
             point, slope, lam, inner = found
             wrong = lam < -1e-9 * (1 + _largest(scores))
             wrong[:equalities] = False
-            violated = self.rows.slack(point, inner) < -1e-10 * (1 + np.abs(self.rows.limits))
+            violated = self.rows.violated(point, inner)
             if not wrong.any() and not (violated & ~binding).any():
                 return (point, slope, binding) if _largest(point - y) <= 1e-4 else None
             binding = (binding & ~wrong) | violated
@@ -258,7 +258,7 @@ class ConeProgram:
         if int(binding.sum()) + len(t) > DENSE_ROWS:
             return None
         rows: np.ndarray = self.rows.parts[binding].toarray()
-        tail: np.ndarray = self.rows.matrix[binding][:, self.rows.auxiliary].toarray()
+        tail: np.ndarray = self.rows.tail[binding].toarray()
         limits, lam = self.rows.limits[binding], multipliers[binding]
         corner = np.zeros((len(t), len(t)))
         inner = 1.0 + np.zeros(len(t))

@@ -25,22 +25,28 @@ class Rows:
     auxiliary: np.ndarray  # the columns that are not parts of y
 
     @cached_property
-    def single(self) -> np.ndarray:
-        """Rows that name one variable."""
-        return np.diff(self.matrix.indptr) == 1
+    def parts(self) -> Any:
+        """The columns of y in the event's order."""
+        return self.matrix[:, self.form.columns]
+
+    @cached_property
+    def tail(self) -> Any:
+        """The columns of the auxiliary variables."""
+        return self.matrix[:, self.auxiliary]
 
     @cached_property
     def singles(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Their indices, the variable each names, and the value at which it binds."""
-        rows = self.matrix[self.single]
-        return np.flatnonzero(self.single), rows.indices, self.limits[self.single] / rows.data + 0.0
+        """Rows that name one variable: their indices, that variable, the value at which they bind."""
+        index = np.flatnonzero(np.diff(self.matrix.indptr) == 1)
+        rows = self.matrix[index]
+        return index, rows.indices, self.limits[index] / rows.data + 0.0
 
     @cached_property
     def general(self) -> tuple[np.ndarray, Any, Any]:
         """The other rows' indices, their parts of y and their auxiliary part, dense where small."""
         index = np.flatnonzero(np.diff(self.matrix.indptr) > 1)
         parts = self.parts[index]
-        tail = self.matrix[index][:, self.auxiliary] if len(self.auxiliary) else None
+        tail = self.tail[index] if len(self.auxiliary) else None
         small = tail is None and parts.shape[0] * parts.shape[1] <= DENSE_ENTRIES
         return index, parts.toarray() if small else parts, tail
 
@@ -60,21 +66,10 @@ class Rows:
         above = multipliers > 1e-3 * slacks
         return bool((above & ~self.binding(multipliers, slacks)).any())
 
-    def slack(self, y: np.ndarray, t: np.ndarray) -> np.ndarray:
-        """limits - matrix x."""
-        return self.limits - self.parts @ y - self.matrix[:, self.auxiliary] @ t
-
-    def violated(self, y: np.ndarray) -> np.ndarray:
-        """Rows that y breaks; none where auxiliary variables take part."""
-        if len(self.auxiliary):
-            return np.zeros(len(self.limits), dtype=bool)
-        slack: np.ndarray = self.limits - self.parts @ y
+    def violated(self, y: np.ndarray, t: np.ndarray) -> np.ndarray:
+        """Rows that y and the auxiliary t break."""
+        slack: np.ndarray = self.limits - self.parts @ y - self.tail @ t
         return slack < -1e-10 * (1 + np.abs(self.limits))
-
-    @cached_property
-    def parts(self) -> Any:
-        """The columns of y in the event's order."""
-        return self.matrix[:, self.form.columns]
 
     def at_bounds(self, x: np.ndarray, binding: np.ndarray) -> np.ndarray:
         """x with the variables that a binding row fixes alone set to that value exactly."""

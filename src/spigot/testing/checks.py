@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -384,9 +384,6 @@ def _check_samples(bench: _Bench, instances: list[Case], count: int = 4000) -> I
             reason = "the mean of samples is not the marginals" if inside else "a sample outside M"
             example = Counterexample(case.name, case.scores, case.keep, drawn.mean(0), marginals, reason)
     yield Finding("sample", str(Gibbs()), "sample", len(chosen), worst, torch.nan, 0, example)
-
-
-Note = Callable[[_Bench, list[Case]], str]
 
 
 def _notes(bench: _Bench, instances: list[Case]) -> Iterator[str]:
