@@ -6,11 +6,12 @@ Rows that name a single variable become bounds. A dense matrix is never made.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -25,8 +26,17 @@ from spigot.polytopes.errors import (
 if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
 
-__all__ = ["Canonical", "canonicalise", "integer_rows", "masked_form", "rows_from", "vertex_form"]
+__all__ = [
+    "Canonical",
+    "canonicalise",
+    "integer_rows",
+    "masked_form",
+    "per_thread",
+    "rows_from",
+    "vertex_form",
+]
 
+T = TypeVar("T")
 MASKS_KEPT = 512  # reduced forms remembered a polytope, the oldest dropped first
 
 
@@ -81,6 +91,14 @@ def masked_form(polytope: Polytope, keep: np.ndarray | None) -> Canonical:
             forms.pop(next(iter(forms)), None)
         forms[key] = form
     return form
+
+
+def per_thread(scratch: dict[Any, Any], key: tuple[Any, ...], make: Callable[[], T]) -> T:
+    """A compiled program of this thread, made when first asked for: solvers' objects are not shared."""
+    key = (*key, threading.get_ident())
+    if key not in scratch:
+        scratch[key] = make()
+    return scratch[key]
 
 
 def vertex_form(points: np.ndarray) -> Canonical:

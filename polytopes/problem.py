@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from spigot.polytopes.errors import describe_instances
+from spigot.polytopes.errors import NoStructure, describe_instances
 
 if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
@@ -59,6 +60,18 @@ class Problem:
     def flat_keep(self) -> Tensor | None:  # (n, d)
         """The mask with the event's dimensions made one."""
         return None if self.keep is None else self.keep.flatten(1)
+
+    def instances(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Each instance's number, the parts it may use `(d,)`, and their scores, as numpy."""
+        scores = self.on_cpu().flat_scores.numpy()
+        keep = self.flat_keep
+        kept = np.ones_like(scores, dtype=bool) if keep is None else keep.cpu().numpy()
+        for i, (row, parts) in enumerate(zip(scores, kept, strict=True)):
+            yield i, parts, row[parts]
+
+    def no_structure(self, rows: Sequence[int], why: str = "") -> NoStructure:
+        """The error for masks that exclude every structure of these instances."""
+        return NoStructure(f"keep leaves no structure of {self.polytope} in {self.describe(rows)}{why}.")
 
     def with_scores(self, scores: Tensor) -> Problem:
         """The same instances and masks with other scores."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,9 +10,8 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes.arrays import library, tensor
-from spigot.polytopes.canonical import Canonical, masked_form
+from spigot.polytopes.canonical import Canonical, masked_form, per_thread
 from spigot.polytopes.dispatch import Solver
-from spigot.polytopes.errors import NoStructure
 from spigot.polytopes.faces import Face, pull_through_faces
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Euclidean, Regularizer
@@ -56,18 +54,12 @@ class Clarabel(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         """One quadratic program an instance."""
-        scores, keep = problem.on_cpu().flat_scores.numpy(), problem.flat_keep
-        masks = None if keep is None else keep.cpu().numpy()
-        value = np.zeros_like(scores)
+        value = np.zeros(problem.flat_scores.shape)
         answers: list[_Answer] = []
-        for i, row in enumerate(scores):
-            kept = np.ones(len(row), dtype=bool) if masks is None else masks[i]
-            program = _program(masked_form(problem.polytope, None if masks is None else kept))
-            answer = program.project(row[kept], self)
+        for i, kept, scores in problem.instances():
+            answer = _program(masked_form(problem.polytope, kept)).project(scores, self)
             if answer is None:
-                raise NoStructure(
-                    f"keep leaves no structure of {problem.polytope} in {problem.describe([i])}."
-                )
+                raise problem.no_structure([i])
             value[i, kept] = answer.value
             answers.append(answer)
         y = tensor(value)
@@ -78,7 +70,7 @@ class Clarabel(Solver):
             shaped,
             torch.tensor([int(answer.status) for answer in answers]),
             torch.tensor([answer.steps for answer in answers]),
-            objective=(tensor(scores) * y - 0.5 * y * y).sum(1),
+            objective=(problem.on_cpu().flat_scores * y - 0.5 * y * y).sum(1),
             gradient=shaped,
             duals=tensor(np.stack(duals)) if same else None,
             faces=tuple(answer.face for answer in answers),
@@ -110,11 +102,7 @@ def _nothing(rows: Rows) -> _Answer:
 
 
 def _program(form: Canonical) -> _QuadraticProgram:
-    key = ("clarabel", threading.get_ident())
-    program = form.scratch.get(key)
-    if program is None:
-        program = form.scratch[key] = _QuadraticProgram(form)
-    return program
+    return per_thread(form.scratch, ("clarabel",), lambda: _QuadraticProgram(form))
 
 
 LARGE = 2.0  # scores from which the problem is solved again near its answer

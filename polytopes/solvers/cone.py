@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -13,9 +12,8 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes.arrays import library, tensor
-from spigot.polytopes.canonical import Canonical, masked_form, vertex_form
+from spigot.polytopes.canonical import Canonical, masked_form, per_thread, vertex_form
 from spigot.polytopes.dispatch import Solver
-from spigot.polytopes.errors import NoStructure
 from spigot.polytopes.faces import Face, Hyperplanes, pull_through_faces
 from spigot.polytopes.listing import distinct_vertices
 from spigot.polytopes.problem import Problem, Solution, Status
@@ -57,17 +55,12 @@ class Cvxpy(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         """One cone program an instance."""
-        scores = problem.on_cpu().flat_scores.numpy()
-        value, gradient = np.zeros_like(scores), np.zeros_like(scores)
+        value, gradient = (np.zeros(problem.flat_scores.shape) for _ in range(2))
         answers: list[_Answer] = []
-        for i, row in enumerate(scores):
-            kept = _kept(problem, i)
-            program = _program(problem, kept)
-            answer = program.solve(row[kept], self)
+        for i, kept, scores in problem.instances():
+            answer = _program(problem, kept).solve(scores, self)
             if answer is None:
-                raise NoStructure(
-                    f"keep leaves no structure of {problem.polytope} in {problem.describe([i])}."
-                )
+                raise problem.no_structure([i])
             value[i, kept], gradient[i, kept] = answer.value, answer.gradient
             answers.append(answer)
         shape = problem.scores.shape
@@ -93,12 +86,6 @@ class Cvxpy(Solver):
         return pulled.reshape(grad.shape)
 
 
-def _kept(problem: Problem, i: int) -> np.ndarray:
-    keep = problem.flat_keep
-    d = problem.flat_scores.shape[1]
-    return np.ones(d, dtype=bool) if keep is None else keep[i].cpu().numpy()
-
-
 def cone_form(problem: Problem, kept: np.ndarray) -> Canonical | None:
     """The rows of the face that `kept` leaves, from constraints or vertices; None if it is empty."""
     if "constraints" in problem.polytope.facts:
@@ -109,11 +96,8 @@ def cone_form(problem: Problem, kept: np.ndarray) -> Canonical | None:
 
 
 def _program(problem: Problem, kept: np.ndarray) -> ConeProgram:
-    key = ("cvxpy", problem.regularizer, kept.tobytes(), threading.get_ident())
-    programs = problem.polytope.scratch
-    if key not in programs:
-        programs[key] = ConeProgram(problem, kept)
-    return programs[key]
+    key = ("cvxpy", problem.regularizer, kept.tobytes())
+    return per_thread(problem.polytope.scratch, key, lambda: ConeProgram(problem, kept))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes.arrays import library
+from spigot.polytopes.canonical import per_thread
 from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.errors import NoStructure
 from spigot.polytopes.problem import Problem, Solution
@@ -88,11 +88,8 @@ def _forward(problem: Problem, scores: Tensor) -> Tensor:  # (n, d) -> (n, d)
 def _parts(problem: Problem, kept: np.ndarray, scores: Tensor) -> Tensor:
     if not kept.any():
         return scores  # every part is excluded: nothing to choose
-    key = ("cvxpylayers", problem.regularizer, kept.tobytes(), threading.get_ident())
-    layers = problem.polytope.scratch
-    if key not in layers:
-        layers[key] = _layer(problem, kept)
-    layer, columns = layers[key]
+    key = ("cvxpylayers", problem.regularizer, kept.tobytes())
+    layer, columns = per_thread(problem.polytope.scratch, key, lambda: _layer(problem, kept))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         (x,) = layer(scores)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from spigot.polytopes.arrays import rows_where, tensor
 from spigot.polytopes.dispatch import Solver
-from spigot.polytopes.errors import NoStructure
 from spigot.polytopes.listing import distinct_vertices
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Gibbs, Regularizer
@@ -81,7 +80,7 @@ def _scored(problem: Problem) -> tuple[Tensor, Tensor]:  # (m, d), (n, m)
     empty = energies.isneginf().all(1)
     if bool(empty.any()):
         rows = rows_where(empty)
-        raise NoStructure(f"keep leaves no structure of {problem.polytope} in {problem.describe(rows)}.")
+        raise problem.no_structure(rows)
     return vertices, energies
 
 

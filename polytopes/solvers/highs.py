@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from spigot.polytopes.arrays import library, tensor
-from spigot.polytopes.canonical import Canonical, masked_form
+from spigot.polytopes.canonical import Canonical, masked_form, per_thread
 from spigot.polytopes.dispatch import Solver
-from spigot.polytopes.errors import ConvergenceError, NoStructure, UnboundedPolytope
+from spigot.polytopes.errors import ConvergenceError, UnboundedPolytope
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Regularizer
 
@@ -46,18 +45,13 @@ class Highs(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         """One linear program an instance."""
-        scores, keep = problem.on_cpu().flat_scores.numpy(), problem.flat_keep
-        masks = None if keep is None else keep.cpu().numpy()
-        values, steps = np.zeros_like(scores), np.zeros(len(scores), dtype=np.int64)
-        stopped = np.zeros(len(scores), dtype=np.int64)
-        for i, row in enumerate(scores):
-            kept = np.ones(len(row), dtype=bool) if masks is None else masks[i]
-            program = _program(masked_form(problem.polytope, None if masks is None else kept))
-            answer = program.vertex(row[kept], self.max_steps)
+        values = np.zeros(problem.flat_scores.shape)
+        steps, stopped = (np.zeros(problem.size, dtype=np.int64) for _ in range(2))
+        for i, kept, scores in problem.instances():
+            program = _program(masked_form(problem.polytope, kept))
+            answer = program.vertex(scores, self.max_steps)
             if answer is None:
-                raise NoStructure(
-                    f"keep leaves no structure of {problem.polytope} in {problem.describe([i])}."
-                )
+                raise problem.no_structure([i])
             values[i, kept], steps[i], stopped[i] = answer
         value = tensor(values).to(problem.scores).reshape(problem.scores.shape)
         return Solution(
@@ -70,12 +64,7 @@ class Highs(Solver):
 
 
 def _program(form: Canonical) -> LinearProgram:
-    """The form's program of this thread: HiGHS objects are not shared."""
-    key = ("highs", threading.get_ident())
-    program = form.scratch.get(key)
-    if program is None:
-        program = form.scratch[key] = LinearProgram(form)
-    return program
+    return per_thread(form.scratch, ("highs",), lambda: LinearProgram(form))
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from spigot.polytopes.arrays import rows_where
 from spigot.polytopes.dispatch import Solver
-from spigot.polytopes.errors import NoStructure
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Regularizer
 
@@ -44,10 +43,8 @@ class OracleCall(Solver):
             if not bool(used.any()):
                 return value * problem.keep
         rows = rows_where(used)  # pyright: ignore[reportPossiblyUnbound]
-        raise NoStructure(
-            f"keep leaves no structure of {problem.polytope} in "
-            f"{problem.describe(rows)}: argmax uses an excluded part even at a "
-            "score that outweighs all others."
+        raise problem.no_structure(
+            rows, ": argmax uses an excluded part even at a score that outweighs all others"
         )
 
 
