@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
 from torch import Tensor
 
 from spigot.polytopes.arrays import library
+from spigot.polytopes.linear import LinearMap
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Convex",
     "Euclidean",
+    "EuclideanOf",
     "FermiDirac",
     "Gibbs",
     "Regularizer",
     "Separable",
     "Shannon",
+    "Smooth",
     "Tsallis",
 ]
 
@@ -54,7 +57,23 @@ class Gibbs(Regularizer):
     """
 
 
-class Separable(Regularizer):
+class Smooth(Regularizer):
+    """A regularizer whose value and gradient are closed forms in y."""
+
+    def total(self, y: Tensor) -> Tensor:  # (n, *event) -> (n,)
+        """Omega(y) of each instance."""
+        raise NotImplementedError
+
+    def gradient(self, y: Tensor) -> Tensor:  # (n, *event)
+        """Its gradient."""
+        raise NotImplementedError
+
+    def expression(self, y: cp.Expression) -> cp.Expression:
+        """Omega(y) in cvxpy, y of any shape if it is separable and else of the event's."""
+        raise NotImplementedError
+
+
+class Separable(Smooth):
     """A sum over parts of one scalar convex function phi.
 
     `steep` means |phi'| grows to infinity at the domain's ends, so that an answer never reaches
@@ -66,6 +85,10 @@ class Separable(Regularizer):
     def value(self, y: Tensor) -> Tensor:
         """phi(y), elementwise."""
         raise NotImplementedError
+
+    def total(self, y: Tensor) -> Tensor:  # (n, *event) -> (n,)
+        """The sum of phi(y), parts that rounding left outside the domain put back."""
+        return self.value(y.clamp(*self.domain)).flatten(1).sum(1)
 
     def gradient(self, y: Tensor) -> Tensor:
         """phi'(y), elementwise; infinite at the ends of a steep domain."""
@@ -79,16 +102,21 @@ class Separable(Regularizer):
         """1 / phi''(y), elementwise: the derivative of `mirror` at phi'(y)."""
         raise NotImplementedError
 
-    def expression(self, y: cp.Expression) -> cp.Expression:
-        """The sum over parts, in cvxpy."""
-        raise NotImplementedError
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Euclidean(Separable):
     """Half the squared norm: maximize(M, s, Euclidean()) is the projection of s onto M.
 
-    On the simplex this is sparsemax, elsewhere SparseMAP.
+    On the simplex this is sparsemax, elsewhere SparseMAP. `Euclidean(of=T)` is |T y|^2 / 2 for a
+    linear map T that a structure declares, such as `Sequence.tags`: SparseMAP as usually meant,
+    quadratic in what T gives and linear in the rest. It is no sum over parts, so it is an object of
+    another class, `EuclideanOf`, which solvers for `Euclidean` do not take.
+
+    Args:
+        of: T; None for y itself.
+
+    Raises:
+        TypeError: `of` is no `LinearMap`.
 
     Example:
         >>> import torch
@@ -102,6 +130,16 @@ class Euclidean(Separable):
     """
 
     steep: ClassVar[bool] = False
+
+    @overload
+    def __new__(cls, of: None = None) -> Euclidean: ...
+
+    @overload
+    def __new__(cls, of: LinearMap) -> EuclideanOf: ...
+
+    def __new__(cls, of: LinearMap | None = None) -> Euclidean | EuclideanOf:
+        """The regularizer of y itself, or of T y."""
+        return super().__new__(cls) if of is None else EuclideanOf(of)
 
     def value(self, y: Tensor) -> Tensor:
         """y^2 / 2."""
@@ -124,6 +162,41 @@ class Euclidean(Separable):
         cp = library("cvxpy")
 
         return 0.5 * cp.sum_squares(y)
+
+
+@dataclass(frozen=True)
+class EuclideanOf(Smooth):
+    """|T y|^2 / 2, made by `Euclidean(of=T)`.
+
+    T y is unique at the maximum; y itself is a mixture of the support that the solver found. The
+    certificate bounds |T (y - y*)|^2.
+    """
+
+    of: LinearMap
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.of, LinearMap):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"Euclidean(of=...) takes a LinearMap that a structure declares, such as "
+                f"Sequence.tags; got {self.of!r}."
+            )
+
+    def __repr__(self) -> str:
+        return f"Euclidean(of={self.of})"
+
+    def total(self, y: Tensor) -> Tensor:  # (n, *event) -> (n,)
+        """Half the squared norm of T y."""
+        return 0.5 * self.of.apply(y).square().flatten(1).sum(1)
+
+    def gradient(self, y: Tensor) -> Tensor:  # (n, *event)
+        """T'T y."""
+        return self.of.gram(y)
+
+    def expression(self, y: cp.Expression) -> cp.Expression:
+        """Half the sum of squares of T y."""
+        cp = library("cvxpy")
+
+        return 0.5 * cp.sum_squares(self.of.rows(tuple(y.shape)) @ cp.vec(y, order="C"))
 
 
 @dataclass(frozen=True)
