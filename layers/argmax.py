@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, overload
 
@@ -77,6 +77,7 @@ class Argmax(nn.Module):
         *,
         lengths: Tensor | None = None,
         keep: Tensor | None = None,
+        params: Mapping[str, Tensor] | None = None,
         downstream: Callable[[Tensor], Tensor] | None = None,
         return_solution: Literal[False] = False,
     ) -> Tensor: ...
@@ -88,6 +89,7 @@ class Argmax(nn.Module):
         *,
         lengths: Tensor | None = None,
         keep: Tensor | None = None,
+        params: Mapping[str, Tensor] | None = None,
         downstream: Callable[[Tensor], Tensor] | None = None,
         return_solution: Literal[True],
     ) -> tuple[Tensor, Solution]: ...
@@ -98,6 +100,7 @@ class Argmax(nn.Module):
         *,
         lengths: Tensor | None = None,
         keep: Tensor | None = None,
+        params: Mapping[str, Tensor] | None = None,
         downstream: Callable[[Tensor], Tensor] | None = None,
         return_solution: bool = False,
     ) -> Tensor | tuple[Tensor, Solution]:
@@ -107,6 +110,7 @@ class Argmax(nn.Module):
             scores: `(*batch, *event)`.
             lengths: `(*batch,)`, integers.
             keep: bool, broadcast to the scores; excluded parts have gradient exactly 0.
+            params: per-instance values of what `polytope.parameters` names.
             downstream: mu `(*batch, *event)` -> loss `(*batch)`, each instance's own loss, never
                 divided by the batch size; evaluated again in the backward at points other than the
                 forward value.
@@ -120,7 +124,7 @@ class Argmax(nn.Module):
             ConvergenceError: a solver did not converge (running out of a budget is no error here).
         """
         rule = road(self.polytope, self.pullback.forward, self.solver)
-        problem = pose(self.polytope, scores, self.pullback.forward, lengths, keep)
+        problem = pose(self.polytope, scores, self.pullback.forward, lengths, keep, params)
         if torch.is_grad_enabled() and scores.requires_grad:
             self.pullback.check_downstream(downstream)
         context = _Context(problem, rule, self.pullback, downstream, scores.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -83,6 +84,7 @@ class FenchelYoungLoss(nn.Module):
         labels: Any = None,
         lengths: Tensor | None = None,
         keep: Tensor | None = None,
+        params: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """The loss.
 
@@ -92,6 +94,7 @@ class FenchelYoungLoss(nn.Module):
             labels: instead of a target, in the form that `polytope.encode` takes.
             lengths: `(*batch,)`, integers.
             keep: bool, broadcast to the scores.
+            params: per-instance values of what `polytope.parameters` names.
 
         Returns:
             A scalar, or `(*batch,)` with `reduction="none"`.
@@ -102,7 +105,7 @@ class FenchelYoungLoss(nn.Module):
         """
         if (target is None) == (labels is None):
             raise ValueError("Give the loss a target or labels, and not both.")
-        problem = pose(self.polytope, scores, self.regularizer, lengths, keep)
+        problem = pose(self.polytope, scores, self.regularizer, lengths, keep, params)
         y = self.polytope.encode(labels, lengths) if target is None else target
         if isinstance(y, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
             y = y.detach().to(scores)
@@ -113,21 +116,24 @@ class FenchelYoungLoss(nn.Module):
             )
         check_finite(y, batch_shape, "target")
         if self.validate:
-            self._check_inside(problem, y)
+            excluded = None if problem.keep is None else problem.keep.reshape(y.shape)
+            inside = self.polytope.contains(
+                y, lengths=lengths, keep=excluded, params=params, tolerance=1e-4
+            )
+            _check_inside(problem, inside)
         flat = y.reshape(problem.scores.shape).to(problem.scores)
         value = implicit.conjugate(problem, road(self.polytope, self.regularizer, self.solver))
         value = value + _penalty(problem, flat) - (problem.scores * flat).flatten(1).sum(1)
         return _REDUCTIONS[self.reduction](value.reshape(batch_shape)).to(scores.dtype)
 
-    def _check_inside(self, problem: Problem, y: Tensor) -> None:
-        keep = None if problem.keep is None else problem.keep.reshape(y.shape)
-        inside = self.polytope.contains(y, keep=keep, tolerance=1e-4)
-        if not bool(inside.all()):
-            rows = rows_where(~inside)
-            raise ValueError(
-                f"target lies outside {self.polytope}, or on parts that keep, lengths or a score of "
-                f"-inf exclude, in {problem.describe(rows)}."
-            )
+
+def _check_inside(problem: Problem, inside: Tensor) -> None:
+    if bool(inside.all()):
+        return
+    raise ValueError(
+        f"target lies outside {problem.polytope}, or on parts that keep, lengths or a score of -inf "
+        f"exclude, in {problem.describe(rows_where(~inside))}."
+    )
 
 
 def _penalty(problem: Problem, y: Tensor) -> Tensor:  # (n,)

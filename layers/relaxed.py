@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from spigot.polytopes import Polytope, Regularizer, implicit
@@ -57,7 +59,12 @@ class Relaxed(nn.Module):
         return f"Relaxed({self.polytope}, {self.regularizer}{solver})"
 
     def forward(
-        self, scores: Tensor, *, lengths: Tensor | None = None, keep: Tensor | None = None
+        self,
+        scores: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+        params: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """The maximiser, `(*batch, *event)`.
 
@@ -65,7 +72,8 @@ class Relaxed(nn.Module):
             scores: `(*batch, *event)`.
             lengths: `(*batch,)`, integers.
             keep: bool, broadcast to the scores; excluded parts have gradient exactly 0.
+            params: per-instance values of what `polytope.parameters` names.
         """
         rule = road(self.polytope, self.regularizer, self.solver)
-        problem = pose(self.polytope, scores, self.regularizer, lengths, keep)
+        problem = pose(self.polytope, scores, self.regularizer, lengths, keep, params)
         return implicit.maximize(problem, rule).reshape(scores.shape).to(scores.dtype)

@@ -12,12 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["distinct", "first_part", "library", "numbers", "rows_where", "tensor"]
+__all__ = ["contiguous", "distinct", "first_part", "library", "numbers", "rows_where", "tensor"]
 
 
 def library(name: str) -> Any:
     """A module, imported when first asked for: `library("cvxpy")`."""
     return importlib.import_module(name)
+
+
+def contiguous(values: Tensor) -> np.ndarray:
+    """The tensor's numbers as a C-contiguous array on the CPU, its own memory where that will do."""
+    return values.detach().cpu().contiguous().numpy()
 
 
 def tensor(array: np.ndarray) -> Tensor:

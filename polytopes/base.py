@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Checked", "Polytope", "certificate", "check_converged", "empty_or"]
 
+Params = Mapping[str, Tensor] | None
 FACTS = ("argmax", "constraints", "vertices")
 
 
@@ -37,9 +39,15 @@ class Polytope:
     - `constraints(y)`: cvxpy constraints whose solutions are exactly M;
     - `vertices()`: all of V, `(m, *event)`.
 
-    Every verb takes scores `(*batch, *event_shape)` and, by keyword, `lengths` `(*batch,)` of
-    integers and `keep`, a bool tensor that broadcasts to the scores: `keep=False` on part i leaves
-    the structures with y_i = 0, and so does a score of -inf.
+    Every verb takes scores `(*batch, *event_shape)` and, by keyword,
+
+    - `lengths`, integers `(*batch,)` (or `(*batch, 2)`, for structures with two sizes): each
+      instance's size, where the class defines `length_range` and `at`; padding comes back as zeros;
+    - `keep`, a bool tensor that broadcasts to the scores: `keep=False` on part i leaves the
+      structures with y_i = 0, and so does a score of -inf;
+    - `params`, a dict of tensors `(*batch, *shape)`: each instance's own value of what the class
+      names in `parameters`, such as `{"capacity": ()}`. A parameter that is no attribute of the
+      object has no default; `argmax`, `constraints` and `vertices` get it as a keyword argument.
 
     Raises:
         TypeError: when a class is made that declares no fact.
@@ -65,6 +73,8 @@ class Polytope:
         tensor([0.6250, 0.6250, 0.2500])
     """
 
+    parameters: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+    """What may differ from instance to instance: the shape of each, by name."""
     _declared: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
@@ -103,15 +113,50 @@ class Polytope:
         raise unsupported(self, None, "`vertices` is not declared.", "Declare them.")
 
     @property
-    def length_range(self) -> tuple[int, int]:
-        """The smallest and the largest of `lengths`; declared together with `padding`."""
+    def length_range(self) -> tuple[Any, Any]:
+        """The smallest and the largest of `lengths`: numbers, or pairs where there are two sizes."""
         raise unsupported(
             self, None, "it has no size that `lengths` could shorten.", "Use `keep` to mask parts."
         )
 
+    def at(self, length: Any) -> Polytope:
+        """The same structure of another size: a number, or a pair where there are two sizes.
+
+        Its event is the leading block of this one's. Declared together with `length_range`.
+        """
+        raise unsupported(self, None, "`at` is not declared.", "Define it beside `length_range`.")
+
+    def sized(self, length: Tensor) -> Polytope:
+        """`at` that length, made once an object."""
+        key = tuple(length.reshape(-1).tolist())
+        made: dict[tuple[int, ...], Polytope] = self.scratch.setdefault("sized", {})
+        if key not in made:
+            made[key] = self.at(key if length.dim() else key[0])
+        return made[key]
+
     def padding(self, lengths: Tensor) -> Tensor:
-        """The parts `(*batch, *event)` that structures of these lengths use, as bool."""
-        raise NotImplementedError
+        """The parts `(n, *event)` that structures of these lengths, `(n,)` or `(n, 2)`, use, as bool."""
+        distinct, which = torch.unique(lengths.cpu(), dim=0, return_inverse=True)
+        shapes = torch.tensor([self.sized(length).event_shape for length in distinct])
+        inside = torch.ones((), dtype=torch.bool)
+        for dim, size in enumerate(self.event_shape):
+            fits = torch.arange(size) < shapes[which, dim][:, None]
+            inside = inside[..., None] & fits.reshape(len(which), *[1] * dim, size)
+        return inside.to(lengths.device)
+
+    @property
+    def unbound(self) -> tuple[str, ...]:
+        """The parameters without a value of the object's own: `params` must give them."""
+        return tuple(name for name in self.parameters if not hasattr(self, name))
+
+    def given(self, values: Mapping[str, Tensor]) -> Polytope:
+        """The same structure with these values of its parameters, the same for all instances."""
+        from spigot.polytopes.given import Given
+
+        own = {field.name for field in fields(self)} if is_dataclass(self) else set[str]()
+        if set(values) <= own:
+            return replace(cast(Any, self), **{name: _plain(value) for name, value in values.items()})
+        return Given(self, {name: value.detach().cpu() for name, value in values.items()})
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
         """Vertices `(*batch, *event)` from labels in the structure's own form.
@@ -183,6 +228,7 @@ class Polytope:
         *,
         lengths: Tensor | None = None,
         keep: Tensor | None = None,
+        params: Params = None,
         solver: Solver | None = None,
         throw: bool = True,
     ) -> Solution:
@@ -193,6 +239,7 @@ class Polytope:
             regularizer: Omega; None for a vertex (MAP).
             lengths: `(*batch,)`, integers.
             keep: bool, broadcast to the scores.
+            params: per-instance values of what `parameters` names.
             solver: forces a generic road.
             throw: whether an instance that did not converge raises.
 
@@ -214,7 +261,7 @@ class Polytope:
             (True, tensor(0.))
         """
         road = dispatch.choose(self, regularizer, solver)
-        problem = detached(pose(self, scores, regularizer, lengths, keep))
+        problem = detached(pose(self, scores, regularizer, lengths, keep, params))
         solution = empty_or(road, problem)
         if solution.gap is None and (regularizer is None or isinstance(regularizer, Separable)):
             solution = _certified(problem, solution)
@@ -229,6 +276,7 @@ class Polytope:
         *,
         lengths: Tensor | None = None,
         keep: Tensor | None = None,
+        params: Params = None,
         solver: Solver | None = None,
     ) -> Tensor:
         """argmax over y in M of <s, y> - Omega(y): `(*batch, *event)`.
@@ -243,13 +291,18 @@ class Polytope:
             tensor([0., 1., 0., 1.])
         """
         road = dispatch.choose(self, regularizer, solver)
-        problem = pose(self, scores, regularizer, lengths, keep)
+        problem = pose(self, scores, regularizer, lengths, keep, params)
         value = implicit.maximize(problem, Checked(road))
         value = value.detach() if regularizer is None else value
         return value.reshape(scores.shape).to(scores.dtype)
 
     def project(
-        self, scores: Tensor, *, lengths: Tensor | None = None, keep: Tensor | None = None
+        self,
+        scores: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+        params: Params = None,
     ) -> Tensor:
         """The Euclidean projection onto M, differentiable: `maximize(scores, Euclidean())`.
 
@@ -259,10 +312,15 @@ class Polytope:
             >>> Hypercube(2).project(torch.tensor([0.3, 4.0]))
             tensor([0.3000, 1.0000])
         """
-        return self.maximize(scores, Euclidean(), lengths=lengths, keep=keep)
+        return self.maximize(scores, Euclidean(), lengths=lengths, keep=keep, params=params)
 
     def marginals(
-        self, scores: Tensor, *, lengths: Tensor | None = None, keep: Tensor | None = None
+        self,
+        scores: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+        params: Params = None,
     ) -> Tensor:
         """The mean of p(z) ~ exp<s, z> over the structures, differentiable: `Gibbs()`.
 
@@ -272,7 +330,7 @@ class Polytope:
             >>> Subset(3, 2).marginals(torch.zeros(3))
             tensor([0.6667, 0.6667, 0.6667])
         """
-        return self.maximize(scores, Gibbs(), lengths=lengths, keep=keep)
+        return self.maximize(scores, Gibbs(), lengths=lengths, keep=keep, params=params)
 
     def conjugate(
         self,
@@ -281,6 +339,7 @@ class Polytope:
         *,
         lengths: Tensor | None = None,
         keep: Tensor | None = None,
+        params: Params = None,
         solver: Solver | None = None,
     ) -> Tensor:
         """The maximum of <s, y> - Omega(y) over M, `(*batch,)`; its gradient is the maximiser.
@@ -292,12 +351,17 @@ class Polytope:
             tensor(1.5000)
         """
         road = dispatch.choose(self, regularizer, solver)
-        problem = pose(self, scores, regularizer, lengths, keep)
+        problem = pose(self, scores, regularizer, lengths, keep, params)
         value = implicit.conjugate(problem, Checked(road))
         return value.reshape(problem.batch_shape).to(scores.dtype)
 
     def log_partition(
-        self, scores: Tensor, *, lengths: Tensor | None = None, keep: Tensor | None = None
+        self,
+        scores: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+        params: Params = None,
     ) -> Tensor:
         """log of the sum over structures of exp<s, z>, `(*batch,)`; its gradient is `marginals`.
 
@@ -307,10 +371,15 @@ class Polytope:
             >>> Subset(4, 2).log_partition(torch.zeros(4)).exp()
             tensor(6.)
         """
-        return self.conjugate(scores, Gibbs(), lengths=lengths, keep=keep)
+        return self.conjugate(scores, Gibbs(), lengths=lengths, keep=keep, params=params)
 
     def entropy(
-        self, scores: Tensor, *, lengths: Tensor | None = None, keep: Tensor | None = None
+        self,
+        scores: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+        params: Params = None,
     ) -> Tensor:
         """The entropy of p(z) ~ exp<s, z> in nats, `(*batch,)`, differentiable.
 
@@ -321,7 +390,7 @@ class Polytope:
             tensor(3.)
         """
         road = dispatch.choose(self, Gibbs())
-        problem = pose(self, scores, Gibbs(), lengths, keep)
+        problem = pose(self, scores, Gibbs(), lengths, keep, params)
         marginals = implicit.maximize(problem, road).flatten(1)
         energy = (problem.flat_scores * marginals).sum(1)
         value = implicit.conjugate(problem, road) - energy
@@ -334,6 +403,7 @@ class Polytope:
         *,
         lengths: Tensor | None = None,
         keep: Tensor | None = None,
+        params: Params = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Exact samples of p(z) ~ exp<s, z>: `(*sample_shape, *batch, *event)`, detached vertices.
@@ -348,7 +418,7 @@ class Polytope:
             tensor([0.3000, 0.3000, 0.3000])
         """
         road = dispatch.choose(self, Gibbs())
-        problem = detached(pose(self, scores, Gibbs(), lengths, keep))
+        problem = detached(pose(self, scores, Gibbs(), lengths, keep, params))
         count = torch.Size(sample_shape).numel()
         drawn = (
             road.sample(problem, count, generator)
@@ -358,7 +428,13 @@ class Polytope:
         return drawn.reshape(*sample_shape, *scores.shape).to(scores.dtype)
 
     def top_k(
-        self, scores: Tensor, k: int, *, lengths: Tensor | None = None, keep: Tensor | None = None
+        self,
+        scores: Tensor,
+        k: int,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+        params: Params = None,
     ) -> Tensor:
         """The k best structures, best first: `(k, *batch, *event)`, detached vertices.
 
@@ -375,7 +451,7 @@ class Polytope:
         if k < 1:
             raise ValueError(f"top_k needs k >= 1, got {k}.")
         road = dispatch.choose(self, Gibbs())
-        problem = detached(pose(self, scores, Gibbs(), lengths, keep))
+        problem = detached(pose(self, scores, Gibbs(), lengths, keep, params))
         best = (
             road.top_k(problem, k)
             if problem.size
@@ -389,6 +465,7 @@ class Polytope:
         *,
         lengths: Tensor | None = None,
         keep: Tensor | None = None,
+        params: Params = None,
         tolerance: float = 1e-6,
     ) -> Tensor:
         """Whether y lies within `tolerance` of M (of the face that the masks leave), `(*batch,)`.
@@ -401,7 +478,8 @@ class Polytope:
         """
         batch_shape = check_event(self, y, "y")
         check_finite(y, batch_shape, "y")
-        nearest = self.maximize(y.detach().double(), Euclidean(), lengths=lengths, keep=keep)
+        masks: dict[str, Any] = {"lengths": lengths, "keep": keep, "params": params}
+        nearest = self.maximize(y.detach().double(), Euclidean(), **masks)
         distance = (nearest - y.detach()).abs().flatten(len(batch_shape)).amax(-1)
         return distance <= tolerance
 
@@ -413,6 +491,7 @@ class Polytope:
         *,
         lengths: Tensor | None = None,
         keep: Tensor | None = None,
+        params: Params = None,
     ) -> Tensor:
         """The certificate max over v in M of <s - grad Omega(y), v - y>, `(*batch,)`, for y in M.
 
@@ -443,7 +522,7 @@ class Polytope:
                 f"y of shape {tuple(y.shape)} must have the scores' shape {tuple(scores.shape)}."
             )
         y = y.detach()
-        problem = detached(pose(self, scores, regularizer, lengths, keep))
+        problem = detached(pose(self, scores, regularizer, lengths, keep, params))
         value = certificate(problem, y.reshape(batch_shape.numel(), *self.event_shape))
         return value.reshape(batch_shape).to(y.dtype)
 
@@ -487,6 +566,19 @@ class Checked(Road):
         """The same."""
         return self.road.vjp(problem, solution, grad)
 
+    def vjp_params(self, problem: Problem, solution: Solution, grad: Tensor) -> dict[str, Tensor]:
+        """The same."""
+        return self.road.vjp_params(problem, solution, grad)
+
+    def envelope(self, problem: Problem, solution: Solution) -> dict[str, Tensor]:
+        """The same."""
+        return self.road.envelope(problem, solution)
+
+
+def _plain(value: Tensor) -> Any:
+    """A number, or nested tuples of them: what a dataclass's field holds."""
+    return value.item() if value.dim() == 0 else tuple(_plain(row) for row in value)
+
 
 def check_converged(
     road: Road,
@@ -522,8 +614,8 @@ def certificate(problem: Problem, y: Tensor, gradient: Tensor | None = None) -> 
     if isinstance(problem.regularizer, Separable):
         gradient = problem.regularizer.gradient(y) if gradient is None else gradient.to(y)
         slope = (slope - gradient).nan_to_num(posinf=1e15, neginf=-1e15)
-    if problem.keep is not None:
-        slope = torch.where(problem.keep, slope, 0.0)
+    if problem.mask is not None:
+        slope = torch.where(problem.mask, slope, 0.0)
     linear = problem.linear(slope)
     best = dispatch.choose(problem.polytope, None).solve(linear).value.to(y)
     return (slope * (best - y)).flatten(1).sum(1)

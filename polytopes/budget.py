@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spigot.polytopes.dispatch import Road
+from spigot.polytopes.dispatch import SIZED, Road
 from spigot.polytopes.faces import tie_tolerance
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Separable
@@ -45,6 +45,7 @@ class BudgetRule(Road):
 
     name = "Newton on the multiplier of sum(y)"
     cost = "O(d) a step, about 10 steps"
+    native = SIZED
 
     def solve(self, problem: Problem) -> Solution:
         """Y from its multiplier."""
@@ -102,7 +103,7 @@ def _binding(problem: Problem, tau: _Multiplier) -> Tensor:  # (n,)
 
 def _shifted(problem: Problem, tau: _Multiplier) -> Tensor:  # (n, d)
     shifted = (problem.flat_scores - tau.centre[:, None]) - tau.offset[:, None]
-    keep = problem.flat_keep
+    keep = problem.flat_mask
     return shifted if keep is None else shifted.masked_fill(~keep, -torch.inf)
 
 
@@ -123,7 +124,7 @@ def _ends(regularizer: Separable, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _multiplier(regularizer: Separable, problem: Problem) -> _Multiplier:
-    s, keep = problem.flat_scores, problem.flat_keep
+    s, keep = problem.flat_scores, problem.flat_mask
     budget = _budget(problem)
     none = s.new_zeros(s.shape[0])
     if budget is None:

@@ -7,7 +7,7 @@ A solver is a road for every polytope that declares the facts it needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,13 +17,18 @@ from torch import Tensor
 from spigot.polytopes.arrays import first_part
 from spigot.polytopes.bounds import part_range, parts_outside
 from spigot.polytopes.errors import unsupported
+from spigot.polytopes.groups import Group, gather, members, merge, regroup, scatter
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Convex, Gibbs, Regularizer, Separable
 
 if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
 
-__all__ = ["Road", "Route", "Solver", "choose", "fast_rule", "rule", "which"]
+__all__ = ["SIZED", "Road", "Route", "Routed", "Solver", "choose", "fast_rule", "rule", "which"]
+
+
+SIZED = frozenset({"lengths"})
+"""`native` of a road that reads each instance's size itself."""
 
 
 class Road:
@@ -33,6 +38,10 @@ class Road:
     cost: ClassVar[str] = ""
     exact: ClassVar[bool] = True
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    native: ClassVar[frozenset[str]] = frozenset()
+    """Which of "lengths" and "params" it reads itself; the others are split into groups for it."""
+    accelerated: ClassVar[type[Road] | None] = None
+    """The road to take instead where the scores are not on the CPU."""
 
     def solve(self, problem: Problem) -> Solution:
         """The maximisers of a batch of problems."""
@@ -45,6 +54,24 @@ class Road:
             problem.regularizer,
             f"the road {self.name} has no derivative.",
             "Use spigot.layers.Argmax with a pull-back to train through it.",
+        )
+
+    def vjp_params(self, problem: Problem, solution: Solution, grad: Tensor) -> dict[str, Tensor]:
+        """The maximiser's Jacobian by the floating parameters, transposed, times grad."""
+        raise unsupported(
+            problem.polytope,
+            problem.regularizer,
+            f"the road {self.name} has no derivative by {_names(problem.params)}.",
+            "Detach the parameters.",
+        )
+
+    def envelope(self, problem: Problem, solution: Solution) -> dict[str, Tensor]:
+        """The gradient of the maximum by the floating parameters, `(n, *shape)` each."""
+        raise unsupported(
+            problem.polytope,
+            problem.regularizer,
+            f"the road {self.name} has no derivative of its value by {_names(problem.params)}.",
+            "Detach the parameters.",
         )
 
     def sample(self, problem: Problem, count: int, generator: torch.Generator | None) -> Tensor:
@@ -66,6 +93,10 @@ class Road:
         )
 
 
+def _names(params: Mapping[str, Tensor]) -> str:
+    return ", ".join(params)
+
+
 class Solver(Road):
     """A generic road. `needs` is the fact it works from."""
 
@@ -80,6 +111,89 @@ class Solver(Road):
         if not self.needs & polytope.facts:
             return f"{self.name} needs {' or '.join(sorted(self.needs))}."
         return ""
+
+
+class Routed(Road):
+    """A road with the batch laid out for it: on a device that it knows, in groups that it can take.
+
+    Instances whose sizes or parameters the road does not read itself are grouped by them, and each
+    group goes its own polytope's best road.
+    """
+
+    def __init__(self, road: Road, solver: Solver | None) -> None:
+        self.road = road
+        self.solver = solver
+        self.name: str = road.name  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def _placed(self, problem: Problem) -> tuple[Road, Problem]:
+        kind = problem.scores.device.type
+        if kind != "cpu" and self.road.accelerated is not None:
+            return self.road.accelerated(), problem
+        return self.road, problem if kind in self.road.devices else problem.moved("cpu")
+
+    def _split(self, road: Road, problem: Problem) -> tuple[Group, ...] | None:
+        """None where the road takes the whole batch."""
+        asked = {"lengths"} if problem.lengths is not None else set[str]()
+        asked |= {"params"} if problem.params else set()
+        if asked <= road.native:
+            return None
+        pieces = members(problem, road.native)
+        return regroup(pieces, lambda polytope: choose(polytope, problem.regularizer, self.solver))
+
+    def solve(self, problem: Problem) -> Solution:
+        """Each group's own answer, put together."""
+        road, problem = self._placed(problem)
+        groups = self._split(road, problem)
+        if groups is None:
+            return road.solve(problem)
+        return merge(problem, tuple(group.solved() for group in groups))
+
+    def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
+        """Each group's own."""
+        road, problem = self._placed(problem)
+        grad = grad.to(problem.scores.device)
+        if solution.groups is None:
+            return road.vjp(problem, solution, grad)
+        pulled = torch.zeros_like(grad)
+        for group in solution.groups:
+            assert group.solution is not None
+            part = group.road.vjp(group.problem, group.solution, gather(group, grad))
+            scatter(group, pulled, part)
+        return pulled
+
+    def vjp_params(self, problem: Problem, solution: Solution, grad: Tensor) -> dict[str, Tensor]:
+        """The road's own; parameters that were put into the polytope have no derivative."""
+        road, problem = self._placed(problem)
+        if solution.groups is not None:
+            return super().vjp_params(problem, solution, grad)
+        return road.vjp_params(problem, solution, grad.to(problem.scores.device))
+
+    def envelope(self, problem: Problem, solution: Solution) -> dict[str, Tensor]:
+        """Likewise."""
+        road, problem = self._placed(problem)
+        if solution.groups is not None:
+            return super().envelope(problem, solution)
+        return road.envelope(problem, solution)
+
+    def sample(self, problem: Problem, count: int, generator: torch.Generator | None) -> Tensor:
+        """Each group's own samples, the groups one after the other."""
+        return self._listed(problem, count, lambda road, part: road.sample(part, count, generator))
+
+    def top_k(self, problem: Problem, k: int) -> Tensor:
+        """Each group's own."""
+        return self._listed(problem, k, lambda road, part: road.top_k(part, k))
+
+    def _listed(
+        self, problem: Problem, count: int, verb: Callable[[Road, Problem], Tensor]
+    ) -> Tensor:  # (count, n, *event)
+        road, problem = self._placed(problem)
+        groups = self._split(road, problem)
+        if groups is None:
+            return verb(road, problem)
+        whole = problem.scores.new_zeros(count, *problem.scores.shape)
+        for group in groups:
+            scatter(group, whole, verb(group.road, group.problem))
+        return whole
 
 
 def _is(regularizer: Regularizer | None, kind: type[Regularizer] | None) -> bool:
@@ -158,7 +272,7 @@ def roads(polytope: Polytope, regularizer: Regularizer | None) -> Iterator[Road]
             yield solver
 
 
-def choose(polytope: Polytope, regularizer: Regularizer | None, solver: Solver | None = None) -> Road:
+def choose(polytope: Polytope, regularizer: Regularizer | None, solver: Solver | None = None) -> Routed:
     """The road that a problem takes.
 
     Raises:
@@ -168,6 +282,10 @@ def choose(polytope: Polytope, regularizer: Regularizer | None, solver: Solver |
     """
     _check_types(polytope, regularizer, solver)
     check_domain(polytope, regularizer)
+    return Routed(_chosen(polytope, regularizer, solver), solver)
+
+
+def _chosen(polytope: Polytope, regularizer: Regularizer | None, solver: Solver | None) -> Road:
     if solver is not None:
         lack = solver.lacks(polytope, regularizer)
         if lack:
@@ -209,6 +327,8 @@ def check_domain(polytope: Polytope, regularizer: Regularizer | None) -> None:
     """Refuses a regularizer whose domain does not hold the polytope, naming the part and its range."""
     if not isinstance(regularizer, Separable) or regularizer.domain == (-torch.inf, torch.inf):
         return
+    if polytope.unbound:
+        return  # until its parameters are known
     outside = parts_outside(polytope, *regularizer.domain)
     if bool(outside.any()):
         part = first_part(outside)
@@ -227,7 +347,9 @@ def which(
     polytope: Polytope, regularizer: Regularizer | None, device: torch.device, solver: Solver | None
 ) -> Route:
     """What would run."""
-    road = choose(polytope, regularizer, solver)
+    road = choose(polytope, regularizer, solver).road
+    if device.type != "cpu" and road.accelerated is not None:
+        road = road.accelerated()
     return Route(
         rule=road.name,
         facts=tuple(sorted(polytope.facts)),

@@ -5,6 +5,7 @@ The value's gradient is the maximiser (Danskin), so it may be differentiated onc
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -18,14 +19,14 @@ __all__ = ["conjugate", "maximize", "pull"]
 
 
 def maximize(problem: Problem, road: Road) -> Tensor:  # (n, *event)
-    """The maximiser, differentiable in the problem's scores."""
-    value: Tensor = cast(Any, _Maximize).apply(problem.scores, problem, road)
+    """The maximiser, differentiable in the problem's scores and floating parameters."""
+    value: Tensor = cast(Any, _Maximize).apply(problem.scores, problem, road, *_moving(problem))
     return value
 
 
 def conjugate(problem: Problem, road: Road) -> Tensor:  # (n,)
-    """The maximum, differentiable twice in the problem's scores."""
-    value: Tensor = cast(Any, _Conjugate).apply(problem.scores, problem, road)
+    """The maximum, differentiable twice in the scores and once in the floating parameters."""
+    value: Tensor = cast(Any, _Conjugate).apply(problem.scores, problem, road, *_moving(problem))
     return value
 
 
@@ -39,13 +40,30 @@ def pull(problem: Problem, road: Road, solution: Solution, grad: Tensor) -> Tens
     return torch.where(column, torch.nan, road.vjp(problem, solution, grad.masked_fill(column, 0.0)))
 
 
+def _moving(problem: Problem) -> list[Tensor]:
+    """The parameters that a gradient may flow to, in the order of `params`."""
+    return [values for values in problem.params.values() if values.is_floating_point()]
+
+
+def _by_name(problem: Problem, gradients: dict[str, Tensor]) -> list[Tensor]:
+    return [gradients[name] for name, values in problem.params.items() if values.is_floating_point()]
+
+
+def _still(problem: Problem, scores: Tensor) -> Problem:
+    """Without a graph."""
+    params = {name: values.detach() for name, values in problem.params.items()}
+    return replace(problem.with_scores(scores.detach()), params=params)
+
+
 class _Maximize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, problem: Problem, road: Road) -> Tensor:
+    def forward(  # the parameters are here for autograd to see: `problem` holds them too
+        ctx: Any, scores: Tensor, problem: Problem, road: Road, *_params: Tensor
+    ) -> Tensor:
+        ctx.problem = _still(problem, scores)
         if problem.size == 0:
             ctx.solution = None
             return torch.zeros_like(scores)
-        ctx.problem = problem.with_scores(scores.detach())
         ctx.road = road
         ctx.solution = road.solve(ctx.problem)
         return ctx.solution.value.to(scores)
@@ -54,27 +72,44 @@ class _Maximize(torch.autograd.Function):
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor, None, None]:
+    ) -> tuple[Tensor | None, ...]:
         (grad,) = grads
+        moving = _moving(ctx.problem)
         if ctx.solution is None:
-            return torch.zeros_like(grad), None, None
-        return pull(ctx.problem, ctx.road, ctx.solution, grad).to(grad), None, None
+            return torch.zeros_like(grad), None, None, *(torch.zeros_like(item) for item in moving)
+        by_scores = None
+        if ctx.needs_input_grad[0]:
+            by_scores = pull(ctx.problem, ctx.road, ctx.solution, grad).to(grad)
+        if not any(ctx.needs_input_grad[3:]):
+            return by_scores, None, None, *(None for _ in moving)
+        found = _by_name(ctx.problem, ctx.road.vjp_params(ctx.problem, ctx.solution, grad))
+        return by_scores, None, None, *(g.to(item) for g, item in zip(found, moving, strict=True))
 
 
 class _Conjugate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, problem: Problem, road: Road) -> Tensor:
-        ctx.problem, ctx.road = problem, road
+    def forward(  # the parameters are here for autograd to see: `problem` holds them too
+        ctx: Any, scores: Tensor, problem: Problem, road: Road, *_params: Tensor
+    ) -> Tensor:
+        ctx.problem, ctx.road, ctx.solution = problem, road, None
         ctx.save_for_backward(scores)
         if problem.size == 0:
             return scores.new_zeros(0)
-        objective = road.solve(problem.with_scores(scores.detach())).objective
-        assert objective is not None
-        return objective.to(scores)
+        solution = road.solve(_still(problem, scores))
+        if any(ctx.needs_input_grad[3:]):
+            ctx.solution = solution
+        assert solution.objective is not None
+        return solution.objective.to(scores)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         (scores,) = ctx.saved_tensors
         value = maximize(ctx.problem.with_scores(scores), ctx.road)
-        return grad.reshape(-1, *[1] * (scores.dim() - 1)) * value, None, None
+        by_scores = grad.reshape(-1, *[1] * (scores.dim() - 1)) * value
+        moving = _moving(ctx.problem)
+        if ctx.solution is None:
+            return by_scores, None, None, *(None for _ in moving)
+        found = _by_name(ctx.problem, ctx.road.envelope(_still(ctx.problem, scores), ctx.solution))
+        scaled = (grad.reshape(-1, *[1] * (g.dim() - 1)).to(g) * g for g in found)
+        return by_scores, None, None, *(g.to(item) for g, item in zip(scaled, moving, strict=True))

@@ -1,7 +1,8 @@
-"""From what a user hands over to a `Problem`: shapes, dtypes, NaN, masks and lengths, once."""
+"""From what a user hands over to a `Problem`: shapes, dtypes, NaN, masks, sizes, parameters, once."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
     from spigot.polytopes.regularizers import Regularizer
 
-__all__ = ["check_event", "check_finite", "detached", "pose"]
+__all__ = ["check_event", "check_excludable", "check_finite", "detached", "pose"]
 
 
 def pose(
@@ -25,31 +26,36 @@ def pose(
     regularizer: Regularizer | None,
     lengths: Tensor | None = None,
     keep: Tensor | None = None,
+    params: Mapping[str, Tensor] | None = None,
 ) -> Problem:
-    """The flattened problem: finite scores `(n, *event)`, zero at the parts that `keep` excludes.
+    """The flattened problem: finite scores `(n, *event)`, zero at excluded parts and in padding.
 
-    Gradients flow from the problem's scores to the user's, exactly 0 at excluded parts.
+    Gradients flow from the problem's scores and floating parameters to the user's, exactly 0 at
+    excluded parts.
 
     Raises:
-        TypeError: scores, lengths or keep are not tensors of the right dtype.
-        ValueError: a wrong shape, NaN or +inf, named by instance.
+        TypeError: scores, lengths, keep or params are not tensors of the right dtype.
+        ValueError: a wrong shape, NaN or +inf, named by instance; parameters unknown or missing.
         UnsupportedProblem: masks where a part can be negative, or lengths without a size.
     """
     batch_shape = check_event(polytope, scores, "scores")
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
-    keep = _mask(polytope, scores, batch_shape, regularizer, lengths, keep)
-    if keep is not None:
-        scores = torch.where(keep, scores, 0.0)
-    n = batch_shape.numel()
-    event = polytope.event_shape
-    return Problem(
+    n, event = batch_shape.numel(), polytope.event_shape
+    keep = _mask(scores, batch_shape, keep)
+    problem = Problem(
         polytope,
         scores.reshape(n, *event),
         regularizer,
         None if keep is None else keep.reshape(n, *event),
-        tuple(batch_shape),
+        None if lengths is None else _checked_lengths(polytope, batch_shape, lengths, scores.device),
+        _checked_params(polytope, batch_shape, params or {}, scores),
+        batch_shape=tuple(batch_shape),
     )
+    if not polytope.unbound:
+        check_excludable(problem)
+    mask = problem.mask
+    return problem if mask is None else problem.with_scores(torch.where(mask, problem.scores, 0.0))
 
 
 def check_event(polytope: Polytope, tensor: Tensor, name: str) -> torch.Size:
@@ -74,22 +80,11 @@ def _check_tensor(thing: object, name: str) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(thing).__name__}.")
 
 
-def _mask(
-    polytope: Polytope,
-    scores: Tensor,
-    batch_shape: torch.Size,
-    regularizer: Regularizer | None,
-    lengths: Tensor | None,
-    keep: Tensor | None,
-) -> Tensor | None:
+def _mask(scores: Tensor, batch_shape: torch.Size, keep: Tensor | None) -> Tensor | None:
     masks = [_excluded_by_scores(scores, batch_shape)]
     if keep is not None:
         masks.append(_checked_keep(scores, keep))
     masks = [mask for mask in masks if mask is not None and not bool(mask.all())]
-    if masks:
-        _check_excludable(polytope, regularizer, masks, len(batch_shape))
-    if lengths is not None:
-        masks.append(_checked_lengths(polytope, scores, batch_shape, lengths))
     if not masks:
         return None
     return torch.stack(masks).all(0) if len(masks) > 1 else masks[0]
@@ -132,17 +127,22 @@ def _checked_keep(scores: Tensor, keep: Tensor) -> Tensor:
         ) from None
 
 
-def _check_excludable(
-    polytope: Polytope, regularizer: Regularizer | None, masks: list[Tensor], batch_dims: int
-) -> None:
-    """Excluding part i is a face of M only where M lies in {y_i >= 0}."""
-    excluded = torch.stack(masks).logical_not().flatten(0, batch_dims).any(0).cpu()
+def check_excludable(problem: Problem) -> None:
+    """Excluding part i is a face of M only where M lies in {y_i >= 0}.
+
+    Raises:
+        UnsupportedProblem: otherwise, naming the part.
+    """
+    if problem.keep is None:
+        return
+    polytope = problem.polytope
+    excluded = problem.keep.logical_not().any(0).cpu()
     negative = parts_outside(polytope, 0.0, torch.inf, excluded)
     if bool(negative.any()):
         part = first_part(negative)
         raise unsupported(
             polytope,
-            regularizer,
+            problem.regularizer,
             f"keep (or a score of -inf) excludes part {part}, which can be as low as "
             f"{polytope.bounds[0][part].item():g}; a part can be excluded only where it is never "
             "negative.",
@@ -151,21 +151,65 @@ def _check_excludable(
 
 
 def _checked_lengths(
-    polytope: Polytope, scores: Tensor, batch_shape: torch.Size, lengths: Tensor
-) -> Tensor:
+    polytope: Polytope, batch_shape: torch.Size, lengths: Tensor, device: torch.device
+) -> Tensor:  # (n,) or (n, 2)
     _check_tensor(lengths, "lengths")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths must be an integer tensor, got {lengths.dtype}.")
-    if tuple(lengths.shape) != tuple(batch_shape):
-        raise ValueError(
-            f"lengths of shape {tuple(lengths.shape)} must have the batch shape {tuple(batch_shape)}."
-        )
-    lowest, highest = polytope.length_range
+    lowest, highest = (torch.tensor(end, device=lengths.device) for end in polytope.length_range)
+    expected = (*batch_shape, *lowest.shape)
+    if tuple(lengths.shape) != expected:
+        sizes = f"two numbers an instance, {expected}" if lowest.dim() else f"batch shape {expected}"
+        raise ValueError(f"lengths of shape {tuple(lengths.shape)} must have the {sizes}.")
     wrong = (lengths < lowest) | (lengths > highest)
     if bool(wrong.any()):
-        rows = rows_where(wrong)
+        short = wrong.reshape(batch_shape.numel(), -1).any(1)
+        first = lengths.reshape(batch_shape.numel(), -1)[short][0].tolist()
         raise ValueError(
-            f"lengths must lie in {lowest}..{highest} for {polytope}; "
-            f"{describe_instances(rows, batch_shape)} has {lengths[wrong][0].item()}."
+            f"lengths must lie in {_range(lowest, highest)} for {polytope}; "
+            f"{describe_instances(rows_where(short), batch_shape)} has "
+            f"{first if lowest.dim() else first[0]}."
         )
-    return polytope.padding(lengths.to(scores.device)).expand(scores.shape)
+    return lengths.to(device, torch.int64).reshape(batch_shape.numel(), *lowest.shape)
+
+
+def _range(lowest: Tensor, highest: Tensor) -> str:
+    pairs = zip(lowest.reshape(-1).tolist(), highest.reshape(-1).tolist(), strict=True)
+    return " by ".join(f"{low}..{high}" for low, high in pairs)
+
+
+def _checked_params(
+    polytope: Polytope, batch_shape: torch.Size, params: Mapping[str, Tensor], scores: Tensor
+) -> dict[str, Tensor]:  # (n, *shape) each
+    shapes = polytope.parameters
+    known = ", ".join(shapes) or "none"
+    unknown = [name for name in params if name not in shapes]
+    if unknown:
+        raise ValueError(f"params: {polytope} has no parameter {unknown[0]!r}; its parameters: {known}.")
+    missing = [name for name in polytope.unbound if name not in params]
+    if missing:
+        raise ValueError(
+            f"{polytope} needs its parameter {missing[0]!r}: pass "
+            f'params={{"{missing[0]}": tensor of shape (*batch, *{tuple(shapes[missing[0]])})}}.'
+        )
+    return {
+        name: _checked_param(f"params[{name!r}]", values, batch_shape, tuple(shapes[name]), scores)
+        for name, values in params.items()
+    }
+
+
+def _checked_param(
+    name: str, values: Tensor, batch_shape: torch.Size, shape: tuple[int, ...], scores: Tensor
+) -> Tensor:
+    _check_tensor(values, name)
+    try:
+        values = values.expand(*batch_shape, *shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} of shape {tuple(values.shape)} does not broadcast to (*batch, *shape) = "
+            f"{(*batch_shape, *shape)}."
+        ) from None
+    if values.is_floating_point():
+        check_finite(values.detach(), batch_shape, name)
+        values = values.to(scores.dtype)
+    return values.reshape(batch_shape.numel(), *shape).to(scores.device)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from spigot.polytopes.errors import NoStructure, describe_instances
 if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
     from spigot.polytopes.faces import Face
+    from spigot.polytopes.groups import Group
     from spigot.polytopes.regularizers import Regularizer
 
 __all__ = ["Problem", "Solution", "Status"]
@@ -36,13 +38,16 @@ class Status(IntEnum):
 class Problem:
     """argmax over y in M, with y_i = 0 where `keep` is False, of <s, y> - Omega(y), for n instances.
 
-    Scores are finite here and zero at excluded parts: NaN, inf and shapes have been dealt with.
+    Scores are finite here and zero at excluded parts and padding: NaN, inf and shapes have been
+    dealt with.
     """
 
     polytope: Polytope
     scores: Tensor  # (n, *event)
     regularizer: Regularizer | None
-    keep: Tensor | None = None  # (n, *event), bool
+    keep: Tensor | None = None  # (n, *event), bool: what the user and scores of -inf leave
+    lengths: Tensor | None = None  # (n,) or (n, 2): each instance's size
+    params: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])  # (n, *shape) each
     batch_shape: tuple[int, ...] = ()  # what n was, and
     origin: Tensor | None = None  # (n,), which of it these are: for messages only
 
@@ -58,8 +63,28 @@ class Problem:
 
     @property
     def flat_keep(self) -> Tensor | None:  # (n, d)
-        """The mask with the event's dimensions made one."""
+        """`keep` with the event's dimensions made one."""
         return None if self.keep is None else self.keep.flatten(1)
+
+    @cached_property
+    def mask(self) -> Tensor | None:  # (n, *event), bool
+        """The parts that can be used: `keep` without the padding."""
+        if self.lengths is None:
+            return self.keep
+        inside = self.polytope.padding(self.lengths).to(self.scores.device)
+        return inside if self.keep is None else inside & self.keep
+
+    @property
+    def flat_mask(self) -> Tensor | None:  # (n, d)
+        """`mask` with the event's dimensions made one."""
+        return None if self.mask is None else self.mask.flatten(1)
+
+    def param(self, name: str) -> Tensor:  # (n, *shape)
+        """A parameter's values: the user's, or the polytope's own for every instance."""
+        if name in self.params:
+            return self.params[name]
+        own = torch.as_tensor(getattr(self.polytope, name), device=self.scores.device)
+        return own.expand(self.size, *own.shape)
 
     def instances(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Each instance's number, the parts it may use `(d,)`, and their scores, as numpy."""
@@ -83,9 +108,14 @@ class Problem:
 
     def take(self, rows: Tensor) -> Problem:
         """Some of the instances."""
-        keep = None if self.keep is None else self.keep[rows]
-        origin = rows if self.origin is None else self.origin[rows]
-        return replace(self, scores=self.scores[rows], keep=keep, origin=origin)
+        return replace(
+            self,
+            scores=self.scores[rows],
+            keep=None if self.keep is None else self.keep[rows],
+            lengths=None if self.lengths is None else self.lengths[rows],
+            params={name: values[rows] for name, values in self.params.items()},
+            origin=rows if self.origin is None else self.origin[rows],
+        )
 
     def describe(self, rows: Sequence[int]) -> str:
         """These rows by the user's own index, as `instance 3` or `instances (0, 1), (2, 3)`."""
@@ -95,8 +125,18 @@ class Problem:
 
     def on_cpu(self) -> Problem:
         """The same in float64 on the CPU, where the generic roads work."""
-        keep = None if self.keep is None else self.keep.cpu()
-        return replace(self, scores=self.scores.detach().double().cpu(), keep=keep)
+        return self.moved("cpu").with_scores(self.scores.detach().double().cpu())
+
+    def moved(self, device: torch.device | str) -> Problem:
+        """The same on another device."""
+        return replace(
+            self,
+            scores=self.scores.to(device),
+            keep=None if self.keep is None else self.keep.to(device),
+            lengths=None if self.lengths is None else self.lengths.to(device),
+            params={name: values.to(device) for name, values in self.params.items()},
+            origin=None if self.origin is None else self.origin.to(device),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +170,7 @@ class Solution:
     duals: Tensor | None = None
     integral: Tensor | None = None
     faces: tuple[Face, ...] | None = None  # for the derivative, one an instance
+    groups: tuple[Group, ...] | None = None  # for the derivative, where the batch was split
 
     @classmethod
     def closed_form(cls, value: Tensor, objective: Tensor, gradient: Tensor | None = None) -> Solution:
@@ -145,18 +186,13 @@ class Solution:
     def batched(self, batch_shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Solution:
         """The flat solution in the user's batch shape, dtype and device."""
         placed: dict[str, Any] = {
-            field.name: _place(getattr(self, field.name), batch_shape, dtype, device)
-            for field in fields(self)
+            item.name: _place(getattr(self, item.name), batch_shape, dtype, device)
+            for item in fields(self)
         }
         return Solution(**placed)
 
 
-def _place(
-    item: Tensor | tuple[Face, ...] | None,
-    batch_shape: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor | tuple[Face, ...] | None:
+def _place(item: Any, batch_shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Any:
     if not isinstance(item, Tensor):
         return item
     item = item.reshape(torch.Size(batch_shape) + item.shape[1:])

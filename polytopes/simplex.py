@@ -11,7 +11,7 @@ from torch import Tensor
 from spigot.polytopes.arrays import library, rows_where
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.budget import Budget, BudgetRule
-from spigot.polytopes.dispatch import Road, rule
+from spigot.polytopes.dispatch import SIZED, Road, rule
 from spigot.polytopes.errors import NoStructure, whole_numbers
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
@@ -86,9 +86,9 @@ class Simplex(Polytope):
         """1 to d."""
         return 1, self.d
 
-    def padding(self, lengths: Tensor) -> Tensor:
-        """The first `lengths` parts."""
-        return torch.arange(self.d, device=lengths.device) < lengths[..., None]
+    def at(self, length: int) -> Simplex:
+        """The first `length` parts."""
+        return Simplex(length)
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
         """One-hot vectors `(*batch, d)` of class indices `(*batch,)`."""
@@ -107,7 +107,7 @@ class Simplex(Polytope):
 
 
 def _masked(problem: Problem) -> Tensor:  # (n, d), -inf where excluded
-    keep = problem.keep
+    keep = problem.mask
     if keep is None:
         return problem.scores
     empty = ~keep.any(1)
@@ -123,6 +123,7 @@ class SimplexArgmax(Road):
 
     name = "argmax"
     cost = "O(d)"
+    native = SIZED
 
     def solve(self, problem: Problem) -> Solution:
         """One-hot vectors."""
@@ -147,6 +148,7 @@ class Softmax(Road):
 
     name = "softmax"
     cost = "O(d)"
+    native = SIZED
 
     def solve(self, problem: Problem) -> Solution:
         """exp(s - logsumexp s)."""
@@ -170,7 +172,7 @@ class Softmax(Road):
     def top_k(self, problem: Problem, k: int) -> Tensor:
         """The k largest parts."""
         scores = _masked(problem)
-        most = scores.shape[-1] if problem.keep is None else int(problem.keep.sum(1).min())
+        most = scores.shape[-1] if problem.mask is None else int(problem.mask.sum(1).min())
         if k > most:
             raise ValueError(f"top_k: k = {k}, but an instance has only {most} structure(s).")
         order = scores.sort(dim=-1, descending=True, stable=True).indices[:, :k]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from spigot.polytopes import elementary
 from spigot.polytopes.arrays import library, rows_where
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.budget import Budget, BudgetRule
-from spigot.polytopes.dispatch import Road, rule
+from spigot.polytopes.dispatch import SIZED, Road, rule
 from spigot.polytopes.errors import NoStructure, whole_numbers
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
@@ -57,7 +58,7 @@ class _Box(Polytope, abstract=True):
         return (0 if budget is None or budget.at_most else budget.total), self.d
 
     def padding(self, lengths: Tensor) -> Tensor:
-        """The first `lengths` parts."""
+        """The first `lengths` parts, which may be none."""
         return torch.arange(self.d, device=lengths.device) < lengths[..., None]
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
@@ -119,6 +120,10 @@ class Hypercube(_Box):
         """None: any number of parts."""
         return
 
+    def at(self, length: int) -> Hypercube:
+        """The first `length` parts."""
+        return Hypercube(length)
+
     def argmax(self, scores: Tensor) -> Tensor:
         """The parts of positive score."""
         return (scores > 0).to(scores)
@@ -159,6 +164,8 @@ class Subset(_Box):
         FermiDirac: Amos, Koltun and Kolter, "The limited multi-label projection layer" (2019).
     """
 
+    parameters: ClassVar[Mapping[str, tuple[int, ...]]] = {"k": ()}
+
     d: int
     k: int
     at_most: bool = False
@@ -175,6 +182,10 @@ class Subset(_Box):
         """K parts."""
         return Budget(self.k, self.at_most)
 
+    def at(self, length: int) -> Subset:
+        """The first `length` parts."""
+        return replace(self, d=length)
+
     def argmax(self, scores: Tensor) -> Tensor:
         """The k largest parts, the first ones at ties; with `at_most`, the positive ones of them."""
         chosen = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.k]
@@ -190,7 +201,7 @@ class Subset(_Box):
 
 
 def _masked(problem: Problem) -> Tensor:  # (n, d), -inf where excluded
-    keep = problem.keep
+    keep = problem.mask
     if keep is None:
         return problem.scores
     least = problem.polytope.length_range[0]
@@ -210,6 +221,7 @@ class LargestParts(Road):
 
     name = "largest parts"
     cost = "O(d log d); O(d) for Hypercube"
+    native = SIZED
 
     def solve(self, problem: Problem) -> Solution:
         """0/1 vectors."""
@@ -233,6 +245,7 @@ class Sigmoid(Road):
 
     name = "sigmoid"
     cost = "O(d)"
+    native = SIZED
 
     def solve(self, problem: Problem) -> Solution:
         """1 / (1 + exp(-s))."""
@@ -267,6 +280,7 @@ class ElementarySymmetric(Road):
 
     name = "elementary symmetric polynomials"
     cost = "O(d k)"
+    native = SIZED
 
     def solve(self, problem: Problem) -> Solution:
         """The gradient of the log-partition."""

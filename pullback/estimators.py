@@ -159,8 +159,8 @@ class PullBack:
             shift = eta * gradient_at(point.mu)
             bad |= ~torch.isfinite(shift.flatten(1)).all(1, keepdim=True)
             shift = shift.masked_fill(_column(bad, shift), 0.0)
-            if problem.keep is not None:
-                shift = torch.where(problem.keep, shift, 0.0)
+            if problem.mask is not None:
+                shift = torch.where(problem.mask, shift, 0.0)
             point = advance(problem, point, shift.to(point.dual), self.geometry, self.solver)
         surrogate = (solutions.at(self.loss).value.to(point.mu) - point.mu) / scale
         return surrogate.masked_fill(_column(bad, surrogate), torch.nan)

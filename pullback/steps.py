@@ -105,4 +105,4 @@ def advance(
 
 def _finite(problem: Problem, dual: Tensor) -> Tensor:
     """Zero at excluded parts, where a steep gradient is -inf."""
-    return dual if problem.keep is None else torch.where(problem.keep, dual, 0.0)
+    return dual if problem.mask is None else torch.where(problem.mask, dual, 0.0)

@@ -103,6 +103,7 @@ class ActiveSet(MixtureSolver):
     name: ClassVar[str] = "active set on the oracle"
     cost: ClassVar[str] = "one oracle call a vertex of the support"
     solves: ClassVar[tuple[type[Regularizer] | None, ...]] = (Euclidean,)
+    native: ClassVar[frozenset[str]] = frozenset({"lengths", "params"})  # as its oracle reads them
 
     def starts(self, problem: Problem) -> list[Corral]:
         """The best vertex."""

@@ -149,7 +149,7 @@ def _roads(polytope: Polytope, regularizer: Regularizer | None) -> list[Road]:
 def _pose(bench: _Bench, case: Case, regularizer: Regularizer | None) -> Problem:
     keep = None if case.keep is None else case.keep[None]
     scores = case.scores if case.keep is None else torch.where(case.keep, case.scores, 0.0)
-    return Problem(bench.polytope, scores[None], regularizer, keep, (1,))
+    return Problem(bench.polytope, scores[None], regularizer, keep, batch_shape=(1,))
 
 
 @dataclass(frozen=True, eq=False)
