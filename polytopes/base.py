@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes import dispatch, implicit
-from spigot.polytopes.arrays import rows_where
+from spigot.polytopes.arrays import distinct, numbers, rows_where
 from spigot.polytopes.bounds import declared_bounds
 from spigot.polytopes.dispatch import Road, Route, Solver
 from spigot.polytopes.errors import ConvergenceError, describe_instances, unsupported
@@ -128,7 +128,7 @@ class Polytope:
 
     def sized(self, length: Tensor) -> Polytope:
         """`at` that length, made once an object."""
-        key = tuple(length.reshape(-1).tolist())
+        key = tuple(numbers(length.reshape(-1)))
         made: dict[tuple[int, ...], Polytope] = self.scratch.setdefault("sized", {})
         if key not in made:
             made[key] = self.at(key if length.dim() else key[0])
@@ -136,8 +136,8 @@ class Polytope:
 
     def padding(self, lengths: Tensor) -> Tensor:
         """The parts `(n, *event)` that structures of these lengths, `(n,)` or `(n, 2)`, use, as bool."""
-        distinct, which = torch.unique(lengths.cpu(), dim=0, return_inverse=True)
-        shapes = torch.tensor([self.sized(length).event_shape for length in distinct])
+        sizes, which = distinct(lengths.cpu())
+        shapes = torch.tensor([self.sized(length).event_shape for length in sizes])
         inside = torch.ones((), dtype=torch.bool)
         for dim, size in enumerate(self.event_shape):
             fits = torch.arange(size) < shapes[which, dim][:, None]

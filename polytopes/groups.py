@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import distinct
 from spigot.polytopes.posing import check_excludable
 from spigot.polytopes.problem import Problem, Solution
 
@@ -77,10 +78,8 @@ def _equal_rows(problem: Problem, by_length: bool, by_params: bool) -> Sequence[
         ]
     if not keys:
         return [torch.arange(problem.size, device=problem.scores.device)]
-    key = torch.cat(keys, 1)
-    labels = torch.unique(key, dim=0, return_inverse=True)[1]
-    order = labels.argsort(stable=True)
-    return order.split(torch.bincount(labels).tolist())
+    labels = distinct(torch.cat(keys, 1))[1]
+    return [(labels == label).nonzero().flatten() for label in range(int(labels.max()) + 1)]
 
 
 def regroup(

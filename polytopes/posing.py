@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from spigot.polytopes.arrays import first_part, rows_where
+from spigot.polytopes.arrays import first_part, numbers, rows_where
 from spigot.polytopes.bounds import parts_outside
 from spigot.polytopes.errors import describe_instances, unsupported
 from spigot.polytopes.problem import Problem
@@ -164,7 +164,7 @@ def _checked_lengths(
     wrong = (lengths < lowest) | (lengths > highest)
     if bool(wrong.any()):
         short = wrong.reshape(batch_shape.numel(), -1).any(1)
-        first = lengths.reshape(batch_shape.numel(), -1)[short][0].tolist()
+        first = numbers(lengths.reshape(batch_shape.numel(), -1)[short][0])
         raise ValueError(
             f"lengths must lie in {_range(lowest, highest)} for {polytope}; "
             f"{describe_instances(rows_where(short), batch_shape)} has "
@@ -174,7 +174,7 @@ def _checked_lengths(
 
 
 def _range(lowest: Tensor, highest: Tensor) -> str:
-    pairs = zip(lowest.reshape(-1).tolist(), highest.reshape(-1).tolist(), strict=True)
+    pairs = zip(numbers(lowest.reshape(-1)), numbers(highest.reshape(-1)), strict=True)
     return " by ".join(f"{low}..{high}" for low, high in pairs)
 
 
