@@ -100,15 +100,17 @@ class Polytope:
         """The names of the declared facts."""
         return self._declared
 
-    def argmax(self, scores: Tensor) -> Tensor:
+    # (`*args: Any, **kwargs: Any` lets a class with `parameters` name them as arguments of its own.)
+
+    def argmax(self, scores: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """A vertex of largest score each: `(n, *event) -> (n, *event)`. Scores are finite."""
         raise unsupported(self, None, "`argmax` is not declared.", "Use maximize(scores).")
 
-    def constraints(self, y: cp.Variable) -> list[Any]:
+    def constraints(self, y: cp.Variable, *args: Any, **kwargs: Any) -> list[Any]:
         """Cvxpy constraints on y, of `event_shape`, that hold exactly on M."""
         raise unsupported(self, None, "`constraints` is not declared.", "Declare them.")
 
-    def vertices(self) -> Tensor:
+    def vertices(self, *args: Any, **kwargs: Any) -> Tensor:
         """Every structure, `(m, *event)`."""
         raise unsupported(self, None, "`vertices` is not declared.", "Declare them.")
 

@@ -1,0 +1,111 @@
+"""The pool that compiled kernels run in: slices, errors, threads, forks, DataLoader workers."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from spigot.polytopes.kernels.compiled import kernel
+from spigot.polytopes.kernels.pool import over_instances
+
+
+@kernel
+def row_sums(first: int, last: int, rows: np.ndarray, sums: np.ndarray) -> None:
+    for i in range(first, last):
+        total = 0.0
+        for j in range(rows.shape[1]):
+            total += rows[i, j]
+        sums[i] = total
+
+
+def summed(rows: np.ndarray) -> np.ndarray:
+    sums = np.empty(len(rows))
+    over_instances(row_sums, len(rows), rows, sums)
+    return sums
+
+
+@pytest.fixture
+def threads() -> Any:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 64])
+@pytest.mark.parametrize("number", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_row_once(threads: Callable[[int], None], count: int, number: int, dtype: type) -> None:
+    threads(number)
+    rows = np.random.default_rng(0).standard_normal((count, 30)).astype(dtype)
+    np.testing.assert_allclose(summed(rows), rows.sum(1, dtype=np.float64), rtol=1e-6)
+
+
+def test_slices_cover_the_range_without_overlap(threads: Callable[[int], None]) -> None:
+    threads(3)
+    seen: list[tuple[int, int]] = []
+    over_instances(lambda first, last: seen.append((first, last)), 50)
+    assert sorted(i for first, last in seen for i in range(first, last)) == list(range(50))
+    assert len(seen) > 3
+
+
+def test_an_error_in_a_slice_reaches_the_caller(threads: Callable[[int], None]) -> None:
+    threads(2)
+
+    def fails(first: int, last: int) -> None:
+        if first <= 5 < last:
+            raise ArithmeticError("instance 5")
+
+    with pytest.raises(ArithmeticError, match="instance 5"):
+        over_instances(fails, 20)
+    rows = np.ones((20, 3))
+    assert summed(rows).sum() == 60
+
+
+def test_four_threads_at_once(threads: Callable[[int], None]) -> None:
+    threads(2)
+    rows = [np.random.default_rng(i).standard_normal((200, 50)) for i in range(4)]
+    with ThreadPoolExecutor(4) as callers:
+        found = list(callers.map(summed, rows * 5))
+    for part, sums in zip(rows * 5, found, strict=True):
+        np.testing.assert_allclose(sums, part.sum(1))
+
+
+def _child(queue: Any) -> None:
+    torch.set_num_threads(2)
+    queue.put(float(summed(np.ones((40, 5))).sum()))
+
+
+def test_a_fork_after_a_call(threads: Callable[[int], None]) -> None:
+    threads(2)
+    assert summed(np.ones((40, 5))).sum() == 200  # the parent's threads are running
+    context: Any = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_child, args=(queue,))
+    child.start()
+    assert queue.get(timeout=60) == 200
+    child.join(60)
+    assert child.exitcode == 0
+    assert summed(np.ones((40, 5))).sum() == 200
+
+
+class _Sums(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.as_tensor(summed(np.full((4, 3), float(index))))
+
+
+def test_workers_of_a_data_loader(threads: Callable[[int], None]) -> None:
+    threads(2)
+    expected = torch.stack([_Sums()[i] for i in range(8)])
+    loader = DataLoader(_Sums(), batch_size=4, num_workers=2, multiprocessing_context="fork")
+    assert torch.equal(torch.cat(list(loader)), expected)
