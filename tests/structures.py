@@ -14,7 +14,17 @@ import cvxpy as cp
 import torch
 from torch import Tensor
 
-from spigot.polytopes import Facets, Hull, Hypercube, IntegerHull, Oracle, Polytope, Simplex, Subset
+from spigot.polytopes import (
+    Facets,
+    Hull,
+    Hypercube,
+    IntegerHull,
+    Oracle,
+    Polytope,
+    Sequence,
+    Simplex,
+    Subset,
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,14 @@ def fractional(y: cp.Variable) -> list[Any]:
     return [y >= 0, y[0] + y[1] <= 1, y[1] + y[2] <= 1, y[0] + y[2] <= 1]
 
 
+def sequences(length: int, tags: int) -> Hull:
+    """The arcs of every sequence of tags, listed."""
+    points = torch.zeros(tags**length, length, tags, tags, dtype=torch.float64)
+    for point, chain in zip(points, product(range(tags), repeat=length), strict=True):
+        point[range(length), [0, *chain[:-1]], chain] = 1.0
+    return Hull(points)
+
+
 STRUCTURES = [
     Row("simplex", Simplex(4), Hull(torch.eye(4))),
     Row("simplex of one", Simplex(1), Hull([[1.0]])),
@@ -112,4 +130,6 @@ STRUCTURES = [
     Row("declared by an oracle", Oracle(best_corner, (3,), batched=True), corners(3)),
     Row("fractional", Facets(fractional, (3,)), Hull([[0.0] * 3, *torch.eye(3).tolist(), [0.5] * 3])),
     Row("integer hull", IntegerHull(knapsack, (4,)), packed()),
+    Row("sequence", Sequence(3, 2), sequences(3, 2)),
+    Row("sequence of one", Sequence(1, 3), sequences(1, 3)),
 ]
