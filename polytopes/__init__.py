@@ -10,6 +10,7 @@ from spigot.polytopes.errors import (
     UnboundedPolytope,
     UnsupportedProblem,
 )
+from spigot.polytopes.logic import AndOut, AtMostOne, Imply, Or, OrOut, Xor, XorOut
 from spigot.polytopes.problem import Solution, Status
 from spigot.polytopes.regularizers import (
     Convex,
@@ -24,6 +25,8 @@ from spigot.polytopes.simplex import Simplex
 from spigot.polytopes.subset import Hypercube, Subset
 
 __all__ = [
+    "AndOut",
+    "AtMostOne",
     "ConvergenceError",
     "Convex",
     "Euclidean",
@@ -32,9 +35,12 @@ __all__ = [
     "Gibbs",
     "Hull",
     "Hypercube",
+    "Imply",
     "InfeasiblePolytope",
     "IntegerHull",
     "NoStructure",
+    "Or",
+    "OrOut",
     "Oracle",
     "Polytope",
     "Regularizer",
@@ -47,4 +53,6 @@ __all__ = [
     "Tsallis",
     "UnboundedPolytope",
     "UnsupportedProblem",
+    "Xor",
+    "XorOut",
 ]

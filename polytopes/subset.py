@@ -15,7 +15,7 @@ from spigot.polytopes.base import Polytope
 from spigot.polytopes.budget import Budget, BudgetRule
 from spigot.polytopes.dispatch import SIZED, Road, rule
 from spigot.polytopes.errors import NoStructure, whole_numbers
-from spigot.polytopes.posing import check_event
+from spigot.polytopes.index_sets import decode_sets, encode_sets
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import FermiDirac, Gibbs, Separable
 
@@ -63,29 +63,16 @@ class _Box(Polytope, abstract=True):
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
         """0/1 vectors `(*batch, d)` of index sets `(*batch, most)`, padded with -1 at their end."""
-        index = torch.as_tensor(labels)
-        if index.is_floating_point():
-            raise TypeError(f"labels must be part indices, got dtype {index.dtype}.")
-        limit = torch.full(index.shape[:-1], self.d) if lengths is None else lengths
-        wrong = (index < -1) | (index >= limit.to(index.device)[..., None])
-        if bool(wrong.any()):
-            raise ValueError(f"labels must be part indices below {self.d}, or -1 for padding.")
-        slots = torch.where(index < 0, self.d, index).long()  # padding goes to one slot too many
-        padded = torch.zeros(*index.shape[:-1], self.d + 1, device=index.device)
-        vertices = padded.scatter_add_(-1, slots, torch.ones(slots.shape, device=index.device))
-        vertices = vertices[..., : self.d]
+        vertices = encode_sets(labels, self.d, lengths)
         size = vertices.sum(-1)
         low = self.length_range[0]
-        if bool((vertices > 1).any() | (size > self.most).any() | (size < low).any()):
+        if bool(((size > self.most) | (size < low)).any()):
             raise ValueError(f"labels must be sets of {low} to {self.most} distinct parts of {self}.")
-        return vertices.to(torch.get_default_dtype())
+        return vertices
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Index sets `(*batch, most)`, ascending, padded with -1 at their end."""
-        check_event(self, vertices, "vertices")
-        order = torch.arange(self.d, device=vertices.device).expand(vertices.shape)
-        slots = torch.where(vertices > 0.5, order, self.d).sort(-1).values[..., : self.most]
-        return torch.where(slots < self.d, slots, -1)
+        return decode_sets(self, vertices, self.most)
 
 
 @dataclass(frozen=True)

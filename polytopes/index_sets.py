@@ -1,0 +1,45 @@
+"""Labels that list the parts of a set, padded with -1."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from spigot.polytopes.posing import check_event
+
+if TYPE_CHECKING:
+    from spigot.polytopes.base import Polytope
+
+__all__ = ["decode_sets", "encode_sets"]
+
+
+def encode_sets(labels: Any, d: int, lengths: Tensor | None) -> Tensor:  # (*batch, d)
+    """0/1 vectors of index sets `(*batch, most)`, padded with -1 at their end.
+
+    Raises:
+        TypeError: indices of a floating dtype.
+        ValueError: an index out of range, or twice in a set.
+    """
+    index = torch.as_tensor(labels)
+    if index.is_floating_point():
+        raise TypeError(f"labels must be part indices, got dtype {index.dtype}.")
+    limit = torch.full(index.shape[:-1], d) if lengths is None else lengths
+    if bool(((index < -1) | (index >= limit.to(index.device)[..., None])).any()):
+        raise ValueError(f"labels must be part indices below {d} (and their length), or -1 for padding.")
+    slots = torch.where(index < 0, d, index).long()  # padding goes to one slot too many
+    padded = torch.zeros(*index.shape[:-1], d + 1, device=index.device)
+    vertices = padded.scatter_add_(-1, slots, torch.ones(slots.shape, device=index.device))[..., :d]
+    if bool((vertices > 1).any()):
+        raise ValueError("labels must be sets: a part is listed twice.")
+    return vertices.to(torch.get_default_dtype())
+
+
+def decode_sets(polytope: Polytope, vertices: Tensor, most: int) -> Tensor:  # (*batch, most)
+    """Index sets, ascending, padded with -1 at their end."""
+    check_event(polytope, vertices, "vertices")
+    d = vertices.shape[-1]
+    order = torch.arange(d, device=vertices.device).expand(vertices.shape)
+    slots = torch.where(vertices > 0.5, order, d).sort(-1).values[..., :most]
+    return torch.where(slots < d, slots, -1)
