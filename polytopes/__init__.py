@@ -11,6 +11,7 @@ from spigot.polytopes.errors import (
     UnsupportedProblem,
 )
 from spigot.polytopes.logic import AndOut, AtMostOne, Imply, Or, OrOut, Xor, XorOut
+from spigot.polytopes.permutahedron import Permutahedron
 from spigot.polytopes.problem import Solution, Status
 from spigot.polytopes.regularizers import (
     Convex,
@@ -21,6 +22,7 @@ from spigot.polytopes.regularizers import (
     Shannon,
     Tsallis,
 )
+from spigot.polytopes.sequence import Sequence
 from spigot.polytopes.simplex import Simplex
 from spigot.polytopes.subset import Hypercube, Subset
 
@@ -42,9 +44,11 @@ __all__ = [
     "Or",
     "OrOut",
     "Oracle",
+    "Permutahedron",
     "Polytope",
     "Regularizer",
     "Route",
+    "Sequence",
     "Shannon",
     "Simplex",
     "Solution",

@@ -7,7 +7,7 @@ the generic roads solve. Sizes are small enough to list the vertices.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations, product
 from typing import Any
 
 import cvxpy as cp
@@ -20,6 +20,7 @@ from spigot.polytopes import (
     Hypercube,
     IntegerHull,
     Oracle,
+    Permutahedron,
     Polytope,
     Sequence,
     Simplex,
@@ -115,6 +116,11 @@ def sequences(length: int, tags: int) -> Hull:
     return Hull(points)
 
 
+def arrangements(weights: list[float]) -> Hull:
+    """The distinct orders of the weights, listed."""
+    return Hull(sorted(set(permutations(weights))))
+
+
 STRUCTURES = [
     Row("simplex", Simplex(4), Hull(torch.eye(4))),
     Row("simplex of one", Simplex(1), Hull([[1.0]])),
@@ -132,4 +138,6 @@ STRUCTURES = [
     Row("integer hull", IntegerHull(knapsack, (4,)), packed()),
     Row("sequence", Sequence(3, 2), sequences(3, 2)),
     Row("sequence of one", Sequence(1, 3), sequences(1, 3)),
+    Row("permutahedron", Permutahedron([0.0, 3.0, 1.0, 0.0]), arrangements([0.0, 3.0, 1.0, 0.0])),
+    Row("permutahedron, negative", Permutahedron([-1.0, 0.5, 2.0]), arrangements([-1.0, 0.5, 2.0])),
 ]
