@@ -10,7 +10,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format clean
+.PHONY: help demo test check lint format clean
 
 help:  ## say what the targets do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -20,6 +20,9 @@ demo: $(READY)  ## train through a structure of ten lines
 
 test: $(READY)  ## run the tests; PYTEST_ARGS="-k tree -n 2" is handed on
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(READY)  ## every structure x verb x road: worst error and certificate, as one table
+	$(BIN)/python -m spigot.testing tests.structures:STRUCTURES
 
 lint: $(READY)  ## style, types, and that every public name has a type
 	$(BIN)/ruff check

@@ -171,7 +171,7 @@ class Subset(_Box):
 
     def at(self, length: int) -> Subset:
         """The first `length` parts."""
-        return replace(self, d=length)
+        return replace(self, d=length, k=min(self.k, length) if self.at_most else self.k)
 
     def argmax(self, scores: Tensor) -> Tensor:
         """The k largest parts, the first ones at ties; with `at_most`, the positive ones of them."""

@@ -1,4 +1,8 @@
-"""`python -m spigot.testing package.module:Name --args ...`: a check from the shell."""
+"""Checks from the shell, of one structure or of a whole table of them.
+
+`python -m spigot.testing package.module:Name --args ...` checks one; where the name is a list whose
+items have a `name`, a `polytope` and a `twin` (as `tests.structures:STRUCTURES`), all of them.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ import argparse
 import ast
 import importlib
 import sys
-from typing import Any
+from typing import Any, cast
 
 from spigot.polytopes import Polytope
 from spigot.testing.checks import check
+from spigot.testing.report import Report, whole_table
 
 __all__ = ["main"]
 
@@ -20,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m spigot.testing",
         description="Checks every fact and fast rule of a polytope against the generic roads and cvxpy.",
     )
-    parser.add_argument("target", help="package.module:Name, a Polytope or a class of them")
+    parser.add_argument("target", help="package.module:Name: a Polytope, a class of them, or a table")
     parser.add_argument("--args", nargs="*", default=[], help="its arguments: 8 8 12, or k=3")
     parser.add_argument("--against", help="package.module:Name of another declaration of the same set")
     parser.add_argument("--against-args", nargs="*", default=[], help="its arguments")
@@ -28,20 +33,38 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=8, help="how many random scores")
     options = parser.parse_args(arguments)
     try:
-        polytope = _load(options.target, options.args)
-        against = _load(options.against, options.against_args) if options.against else None
+        found = _named(options.target)
+        rows = cast("list[Any]", found) if isinstance(found, list) else []
+        polytope = None if rows else _made(options.target, found, options.args)
+        against = options.against and _made(
+            options.against, _named(options.against), options.against_args
+        )
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         parser.error(str(error))
+    if polytope is None:
+        return _check_all(rows, options.seed, options.count)
     report = check(polytope, against, seed=options.seed, count=options.count)
     print(report)
     return 0 if report.passed else 1
 
 
-def _load(target: str, words: list[str]) -> Polytope:
+def _check_all(rows: list[Any], seed: int, count: int) -> int:
+    reports: dict[str, Report] = {}
+    for row in rows:
+        reports[row.name] = check(row.polytope, row.twin, seed=seed, count=count)
+        print(f"{row.name}: {'passed' if reports[row.name].passed else 'FAILED'}", file=sys.stderr)
+    print(whole_table(reports))
+    return 0 if all(report.passed for report in reports.values()) else 1
+
+
+def _named(target: str) -> Any:
     module, colon, name = target.partition(":")
     if not colon:
         raise ValueError(f"{target!r} is not of the form package.module:Name")
-    found: Any = getattr(importlib.import_module(module), name)
+    return getattr(importlib.import_module(module), name)
+
+
+def _made(target: str, found: Any, words: list[str]) -> Polytope:
     if not isinstance(found, Polytope):
         pairs = [word.partition("=") for word in words]
         positional = [_literal(key) for key, equals, _ in pairs if not equals]

@@ -7,10 +7,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spigot.polytopes import Polytope
+from spigot.polytopes import (
+    Euclidean,
+    FermiDirac,
+    Gibbs,
+    Polytope,
+    Regularizer,
+    Shannon,
+    Tsallis,
+)
 from spigot.polytopes.bounds import parts_outside
 
-__all__ = ["Case", "cases"]
+__all__ = ["REGULARIZERS", "Case", "cases"]
+
+REGULARIZERS: tuple[Regularizer | None, ...] = (
+    None,
+    Euclidean(),
+    Shannon(),
+    FermiDirac(),
+    Tsallis(1.5),
+    Gibbs(),
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,23 +11,21 @@ from torch import Tensor
 from spigot.polytopes import (
     ConvergenceError,
     Euclidean,
-    FermiDirac,
     Gibbs,
     Polytope,
     Regularizer,
-    Shannon,
     Status,
-    Tsallis,
     UnsupportedProblem,
     dispatch,
 )
-from spigot.polytopes.arrays import distinct, numbers
+from spigot.polytopes.arrays import numbers
 from spigot.polytopes.dispatch import Road
 from spigot.polytopes.problem import Problem, Solution
-from spigot.polytopes.regularizers import Separable
 from spigot.polytopes.solvers import CvxpyLayers
-from spigot.testing.cases import Case, cases
-from spigot.testing.reference import Reference
+from spigot.testing.batches import check_batch, check_labels, check_sizes
+from spigot.testing.bench import Bench, worst
+from spigot.testing.cases import REGULARIZERS, Case, cases
+from spigot.testing.gibbs import check_peaked, check_samples, check_values
 from spigot.testing.report import Counterexample, Finding, Report
 from spigot.testing.shrink import shrink
 
@@ -38,14 +36,6 @@ CERTIFICATE = 1e-12  # proves an error of 1e-6 for a point of M,
 NOISE = 1e-5  # so that a difference this small is the reference's own (at ties)
 LOOSE = 1e-3  # for cvxpylayers, whose own error is about 1e-4
 GRADIENT = 1e-4
-REGULARIZERS: tuple[Regularizer | None, ...] = (
-    None,
-    Euclidean(),
-    Shannon(),
-    FermiDirac(),
-    Tsallis(1.5),
-    Gibbs(),
-)
 
 
 def check(
@@ -73,7 +63,7 @@ def check(
         >>> check(Simplex(3), count=2).passed
         True
     """
-    bench = _Bench(polytope, against)
+    bench = Bench(polytope, against)
     instances = cases(polytope, seed, count)
     findings: list[Finding] = []
     for regularizer in REGULARIZERS:
@@ -81,61 +71,11 @@ def check(
         findings += [_check_road(bench, road, regularizer, instances) for road in roads]
         if regularizer is not None and roads:
             findings += [_check_gradient(bench, road, regularizer, instances) for road in roads]
-    findings += _check_batch(bench, instances)
-    findings += _check_labels(bench, instances)
-    findings += _check_samples(bench, instances)
+    findings += [*check_batch(bench, instances), *check_sizes(bench), *check_labels(bench, instances)]
+    for look in (check_values, check_samples):
+        findings += look(bench, instances)
+    findings += check_peaked(bench)
     return Report(repr(polytope), tuple(findings), tuple(_notes(bench, instances)))
-
-
-class _Bench:
-    """The subject, its twin, and their references."""
-
-    def __init__(self, polytope: Polytope, against: Polytope | None) -> None:
-        self.polytope = polytope
-        self.twins = [polytope] if against is None else [polytope, against]
-        usable = [Reference(twin) for twin in reversed(self.twins)]
-        self.reference = next((r for r in usable if r.available), usable[0])
-        self.known: dict[tuple[Case, Regularizer | None], Tensor | None] = {}
-
-    def expected(self, case: Case, regularizer: Regularizer | None) -> Tensor | None:
-        """The reference answer: cvxpy's, or for Gibbs the sum over declared vertices."""
-        key = (case, regularizer)
-        if key not in self.known:
-            self.known[key] = self._expected(case, regularizer)
-        return self.known[key]
-
-    def _expected(self, case: Case, regularizer: Regularizer | None) -> Tensor | None:
-        if regularizer is None or isinstance(regularizer, Separable):
-            return self.reference.solve(case.scores, regularizer, case.keep)
-        listed = [twin for twin in self.twins if "vertices" in twin.facts]
-        if not listed:
-            return None
-        points = distinct(listed[-1].vertices().double())[0]
-        if case.keep is not None:
-            points = points[((points == 0) | case.keep).flatten(1).all(1)]
-        chance = (points * case.scores).flatten(1).sum(1).softmax(0)
-        return (chance.reshape(-1, *[1] * case.scores.dim()) * points).sum(0)
-
-    def inside(self, case: Case, y: Tensor, limit: float) -> bool:
-        """Whether y is its own projection by cvxpy; true where cvxpy has no answer."""
-        nearest = self.reference.solve(y, Euclidean(), case.keep)
-        return nearest is None or bool((nearest - y).abs().max() <= limit * (1 + y.abs().max()))
-
-    def certificate(self, case: Case, regularizer: Regularizer | None, y: Tensor) -> float:
-        """The gap by cvxpy's own linear program, or by the polytope's MAP if it has no other."""
-        if regularizer is not None and not isinstance(regularizer, Separable):
-            return torch.nan
-        slope = case.scores
-        if regularizer is not None:
-            if regularizer.steep:
-                return torch.nan  # infinite slopes where y underflows: the answers are compared
-            slope = slope - regularizer.gradient(y)
-        if case.keep is not None:
-            slope = torch.where(case.keep, slope, 0.0)
-        best = self.reference.best(slope, case.keep)
-        if best is None:
-            best = float((slope * self.polytope.maximize(slope, keep=case.keep)).sum())
-        return best - float((slope * y).sum())
 
 
 def _roads(polytope: Polytope, regularizer: Regularizer | None) -> list[Road]:
@@ -146,7 +86,7 @@ def _roads(polytope: Polytope, regularizer: Regularizer | None) -> list[Road]:
     return list(dispatch.roads(polytope, regularizer))
 
 
-def _pose(bench: _Bench, case: Case, regularizer: Regularizer | None) -> Problem:
+def _pose(bench: Bench, case: Case, regularizer: Regularizer | None) -> Problem:
     keep = None if case.keep is None else case.keep[None]
     scores = case.scores if case.keep is None else torch.where(case.keep, case.scores, 0.0)
     return Problem(bench.polytope, scores[None], regularizer, keep, batch_shape=(1,))
@@ -162,7 +102,7 @@ class _Outcome:
     reason: str
 
 
-def _run(bench: _Bench, road: Road, regularizer: Regularizer | None, case: Case) -> _Outcome | None:
+def _run(bench: Bench, road: Road, regularizer: Regularizer | None, case: Case) -> _Outcome | None:
     """None where the road itself says that it did not converge."""
     try:
         solution = road.solve(_pose(bench, case, regularizer))
@@ -187,7 +127,7 @@ def _error(regularizer: Regularizer | None, value: Tensor, expected: Tensor | No
 
 
 def _reason(
-    bench: _Bench,
+    bench: Bench,
     case: Case,
     value: Tensor,
     error: float,
@@ -211,7 +151,7 @@ def _reason(
     return ""
 
 
-def _is_vertex(bench: _Bench, value: Tensor) -> bool:
+def _is_vertex(bench: Bench, value: Tensor) -> bool:
     """Among the declared vertices; or nothing else attains the sum of facets that are tight there."""
     for twin in bench.twins:
         if "vertices" in twin.facts:
@@ -240,7 +180,7 @@ def _tight_rank(polytope: Polytope, value: Tensor) -> bool:
 
 
 def _check_road(
-    bench: _Bench, road: Road, regularizer: Regularizer | None, instances: list[Case]
+    bench: Bench, road: Road, regularizer: Regularizer | None, instances: list[Case]
 ) -> Finding:
     slow = isinstance(road, CvxpyLayers)
     chosen = instances[:3] if slow else instances
@@ -256,15 +196,15 @@ def _check_road(
         "" if regularizer is None else str(regularizer),
         road.name,
         len(done),
-        _worst([outcome.error for _, outcome in done]),
-        _worst([abs(outcome.certificate) for _, outcome in done]),
+        worst([outcome.error for _, outcome in done]),
+        worst([abs(outcome.certificate) for _, outcome in done]),
         len(outcomes) - len(done),
         example,
     )
 
 
 def _counterexample(
-    bench: _Bench, road: Road, regularizer: Regularizer | None, case: Case
+    bench: Bench, road: Road, regularizer: Regularizer | None, case: Case
 ) -> Counterexample:
     def fails(smaller: Case) -> bool:
         try:
@@ -280,13 +220,8 @@ def _counterexample(
     return Counterexample(case.name, small.scores, small.keep, outcome.value, expected, outcome.reason)
 
 
-def _worst(values: list[float]) -> float:
-    known = [value for value in values if value == value]
-    return max(known) if known else torch.nan
-
-
 def _check_gradient(
-    bench: _Bench, road: Road, regularizer: Regularizer, instances: list[Case]
+    bench: Bench, road: Road, regularizer: Regularizer, instances: list[Case]
 ) -> Finding:
     """J d by the road's vector-Jacobian product (J is symmetric) and by central differences.
 
@@ -318,7 +253,7 @@ def _check_gradient(
         if not error <= limit and example is None:
             reason = f"the Jacobian times a direction is off by {error:.1e}"
             example = Counterexample(case.name, case.scores, case.keep, pulled[0], finer[0], reason)
-    error = _worst(errors)
+    error = worst(errors)
     return Finding(
         "gradient", str(regularizer), road.name, len(errors), error, torch.nan, stopped, example
     )
@@ -334,59 +269,7 @@ def _difference(road: Road, problem: Problem, direction: Tensor, step: float) ->
     return (at(step) - at(-step)) / (2 * step)
 
 
-def _check_batch(bench: _Bench, instances: list[Case]) -> Iterator[Finding]:
-    """MAP of an instance does not depend on the batch it is in, and is the same the second time."""
-    plain = [case for case in instances if case.keep is None]
-    scores = torch.stack([case.scores for case in plain])
-    together = bench.polytope.maximize(scores)
-    again = bench.polytope.maximize(scores.flip(0)).flip(0)
-    example, worst = None, 0.0
-    for i, case in enumerate(plain):
-        alone = bench.polytope.maximize(case.scores)
-        error = max(float((alone - other[i]).abs().max()) for other in (together, again))
-        worst = max(worst, error)
-        if error > 0 and example is None:
-            reason = "MAP alone differs from MAP in a batch"
-            example = Counterexample(case.name, case.scores, None, together[i], alone, reason)
-    yield Finding("batch", "", "maximize", len(plain), worst, torch.nan, 0, example)
-
-
-def _check_labels(bench: _Bench, instances: list[Case]) -> Iterator[Finding]:
-    """encode(decode(z)) = z."""
-    worst, example = 0.0, None
-    for case in instances:
-        vertex = bench.polytope.maximize(case.scores, keep=case.keep)
-        again = bench.polytope.encode(bench.polytope.decode(vertex)).to(vertex)
-        error = float((again - vertex).abs().max())
-        worst = max(worst, error)
-        if error > 1e-6 and example is None:
-            reason = "encode(decode(z)) is another structure"
-            example = Counterexample(case.name, case.scores, case.keep, again, vertex, reason)
-    yield Finding("labels", "", "decode, encode", len(instances), worst, torch.nan, 0, example)
-
-
-def _check_samples(bench: _Bench, instances: list[Case], count: int = 4000) -> Iterator[Finding]:
-    """The mean of samples is the marginals, within six standard errors; samples are vertices."""
-    polytope = bench.polytope
-    if dispatch.fast_rule(polytope, Gibbs()) is None and "vertices" not in polytope.facts:
-        return
-    rng = torch.Generator().manual_seed(2)
-    worst, example = 0.0, None
-    chosen = [case for case in instances if case.generic][:4]
-    for case in chosen:
-        drawn = polytope.sample(case.scores, (count,), keep=case.keep, generator=rng)
-        marginals = polytope.marginals(case.scores, keep=case.keep)
-        spread = drawn.std(0) / count**0.5 + 1 / count
-        error = float(((drawn.mean(0) - marginals).abs() / spread).max())
-        worst = max(worst, float((drawn.mean(0) - marginals).abs().max()))
-        inside = bool(polytope.contains(drawn[:50], keep=case.keep).all())
-        if (error > 6 or not inside) and example is None:
-            reason = "the mean of samples is not the marginals" if inside else "a sample outside M"
-            example = Counterexample(case.name, case.scores, case.keep, drawn.mean(0), marginals, reason)
-    yield Finding("sample", str(Gibbs()), "sample", len(chosen), worst, torch.nan, 0, example)
-
-
-def _notes(bench: _Bench, instances: list[Case]) -> Iterator[str]:
+def _notes(bench: Bench, instances: list[Case]) -> Iterator[str]:
     """Fractional vertices, and what could not be compared."""
     for case in instances:
         vertex = bench.polytope.maximize(case.scores, keep=case.keep)

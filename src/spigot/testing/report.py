@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from spigot.polytopes.arrays import numbers
 
-__all__ = ["Counterexample", "Finding", "Report"]
+__all__ = ["Counterexample", "Finding", "Report", "whole_table"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,22 +90,47 @@ class Report:
         return all(finding.counterexample is None for finding in self.findings)
 
     def __str__(self) -> str:
-        header = ("verb", "regularizer", "road", "cases", "worst error", "worst gap", "verdict")
-        rows = [header, *(_row(finding) for finding in self.findings)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        wrong = [finding for finding in self.findings if finding.counterexample is not None]
-        for finding in wrong:
-            name = f" with {finding.regularizer}" if finding.regularizer else ""
-            lines += ["", f"{finding.verb}{name} by {finding.road} is WRONG:"]
-            lines.append(str(finding.counterexample))
+        lines = [self.subject, _table(_HEADER, [_row(finding) for finding in self.findings])]
+        lines += self.failures()
         lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
-        verdict = "passed" if self.passed else f"FAILED: {len(wrong)} of {len(self.findings)} rows"
-        return "\n".join([self.subject, *lines, "", verdict])
+        wrong = sum(finding.counterexample is not None for finding in self.findings)
+        verdict = "passed" if self.passed else f"FAILED: {wrong} of {len(self.findings)} rows"
+        return "\n".join([*lines, "", verdict])
+
+    def failures(self) -> list[str]:
+        """The wrong rows with their counterexamples, as lines."""
+        lines: list[str] = []
+        for finding in self.findings:
+            if finding.counterexample is not None:
+                name = f" with {finding.regularizer}" if finding.regularizer else ""
+                lines += ["", f"{self.subject}: {finding.verb}{name} by {finding.road} is WRONG:"]
+                lines.append(str(finding.counterexample))
+        return lines
+
+
+def whole_table(reports: Mapping[str, Report]) -> str:
+    """One table of many reports, by the structure's name, with what is wrong below."""
+    rows = [(name, *_row(finding)) for name, report in reports.items() for finding in report.findings]
+    lines = [_table(("structure", *_HEADER), rows)]
+    for report in reports.values():
+        lines += report.failures()
+    failed = [name for name, report in reports.items() if not report.passed]
+    verdict = f"FAILED: {', '.join(failed)}" if failed else f"all {len(reports)} structures passed"
+    return "\n".join([*lines, "", verdict])
+
+
+_HEADER = ("verb", "regularizer", "road", "cases", "worst error", "worst gap", "verdict")
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    rows = [header, *rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
 
 
 def _row(finding: Finding) -> tuple[str, ...]:
