@@ -1,6 +1,8 @@
 """What a structure is: polytopes, regularizers, and the verbs that join them."""
 
+from spigot.polytopes.alignment import Alignment
 from spigot.polytopes.base import Polytope
+from spigot.polytopes.constituency import ConstituencyTree
 from spigot.polytopes.declared import Facets, Hull, IntegerHull, Oracle
 from spigot.polytopes.dispatch import Route
 from spigot.polytopes.errors import (
@@ -10,9 +12,11 @@ from spigot.polytopes.errors import (
     UnboundedPolytope,
     UnsupportedProblem,
 )
+from spigot.polytopes.hypergraph import Hypergraph
 from spigot.polytopes.logic import AndOut, AtMostOne, Imply, Or, OrOut, Xor, XorOut
 from spigot.polytopes.permutahedron import Permutahedron
 from spigot.polytopes.problem import Solution, Status
+from spigot.polytopes.projective import ProjectiveTree
 from spigot.polytopes.regularizers import (
     Convex,
     Euclidean,
@@ -22,13 +26,18 @@ from spigot.polytopes.regularizers import (
     Shannon,
     Tsallis,
 )
+from spigot.polytopes.semimarkov import SemiMarkov
 from spigot.polytopes.sequence import Sequence
 from spigot.polytopes.simplex import Simplex
 from spigot.polytopes.subset import Hypercube, Subset
+from spigot.polytopes.tree import Arborescence
 
 __all__ = [
+    "Alignment",
     "AndOut",
+    "Arborescence",
     "AtMostOne",
+    "ConstituencyTree",
     "ConvergenceError",
     "Convex",
     "Euclidean",
@@ -37,6 +46,7 @@ __all__ = [
     "Gibbs",
     "Hull",
     "Hypercube",
+    "Hypergraph",
     "Imply",
     "InfeasiblePolytope",
     "IntegerHull",
@@ -46,8 +56,10 @@ __all__ = [
     "Oracle",
     "Permutahedron",
     "Polytope",
+    "ProjectiveTree",
     "Regularizer",
     "Route",
+    "SemiMarkov",
     "Sequence",
     "Shannon",
     "Simplex",

@@ -120,11 +120,16 @@ def _check_derived(problem: Problem, objective: np.ndarray) -> None:
 
 
 def best_derivations(problem: Problem, tolerance: float) -> tuple[Tensor, Tensor]:  # (n, d), (n,)
-    """By generic scores of the parts among those that tie within a relative tolerance; their scores."""
+    """The best derivations' parts and scores.
+
+    Of those that tie the first edges win; with a relative tolerance for ties, generic scores of the
+    parts decide.
+    """
     value = torch.zeros_like(_scores(problem))
     objective = np.empty(problem.size)
-    generic = np.random.default_rng(0).random(len(_program(problem).edges.slots))
-    generic[0] = 0.0
+    generic = np.zeros(len(_program(problem).edges.slots))
+    if tolerance:
+        generic[1:] = np.random.default_rng(0).random(len(generic) - 1)
     _run("best", problem, (generic, tolerance), (contiguous(value), objective))
     _check_derived(problem, objective)
     return value, tensor(objective)

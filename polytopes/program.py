@@ -31,7 +31,7 @@ class EdgeList:
     """Edges as they are declared: arrays of one length, that broadcast.
 
     Attributes:
-        head: the node derived, from 1.
+        head: the number of the node derived, at least 1.
         left: its first tail, or `UNIT`.
         right: its second tail, or `UNIT`.
         slot: the flat index of the part it uses, or -1.
@@ -66,7 +66,7 @@ class Program:
 
     @classmethod
     def compiled(cls, families: list[EdgeList], goals: Any) -> Program:
-        """From nodes that are numbered with tails before heads, every number up to the last in use."""
+        """From edges whose tails are smaller numbers than their heads; numbers may be left out."""
         columns = [
             np.broadcast_arrays(*map(np.ravel, (f.head, f.left, f.right, f.slot))) for f in families
         ]
@@ -74,15 +74,15 @@ class Program:
         order = np.argsort(head, kind="stable")
         head, left, right, slot = head[order], left[order], right[order], slot[order]
         assert bool((np.maximum(left, right) < head).all())
-        slots, first, inverse = np.unique(slot[slot >= 0], return_index=True, return_inverse=True)
-        rank = np.argsort(np.argsort(first))  # parts in the order in which edges use them first
-        part = np.zeros(len(slot), dtype=np.uint32)
-        part[slot >= 0] = 1 + rank[inverse.ravel()]
-        ordered = np.zeros(len(slots) + 1, dtype=np.int64)
-        ordered[1 + rank] = slots
-        starts: np.ndarray = np.searchsorted(head, np.arange(int(head[-1]) + 2))
-        edges = Edges(starts, left.astype(np.uint32), right.astype(np.uint32), part, ordered)
-        return cls(edges, np.asarray(goals, dtype=np.int64))
+        nodes, counts = np.unique(head, return_counts=True)
+        number = np.zeros(int(nodes[-1]) + 1, dtype=np.int64)
+        number[nodes] = 1 + np.arange(len(nodes))
+        part, slots = _numbered(slot)
+        starts = np.concatenate([[0, 0], np.cumsum(counts)])
+        edges = Edges(
+            starts, number[left].astype(np.uint32), number[right].astype(np.uint32), part, slots
+        )
+        return cls(edges, number[np.asarray(goals)])
 
     @cached_property
     def used(self) -> np.ndarray:  # (nodes,)
@@ -128,3 +128,14 @@ class Program:
 
         balance = matrix(self.heads, nodes) - matrix(edges.left, nodes) - matrix(edges.right, nodes)
         return balance, matrix(edges.part, parts)
+
+
+def _numbered(slot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (edges,), (parts + 1,)
+    """Parts from 1 in the order in which edges use them first, and where they lie; 0 is none."""
+    slots, first, inverse = np.unique(slot[slot >= 0], return_index=True, return_inverse=True)
+    rank = 1 + np.argsort(np.argsort(first))
+    part = np.zeros(len(slot), dtype=np.uint32)
+    part[slot >= 0] = rank[inverse.ravel()]
+    ordered = np.zeros(len(slots) + 1, dtype=np.int64)
+    ordered[rank] = slots
+    return part, ordered
