@@ -51,7 +51,7 @@ class Permutahedron(Polytope):
         >>> podium.maximize(scores)
         tensor([1., 3., 0., 2.])
         >>> podium.project(scores)
-        tensor([1.1000, 2.5500, 0.0000, 2.3500])
+        tensor([1.0000, 2.5500, 0.0000, 2.4500])
         >>> podium.decode(podium.maximize(scores))
         tensor([2, 0, 3, 1])
 

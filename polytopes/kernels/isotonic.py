@@ -144,7 +144,7 @@ def _slack(duals: np.ndarray, order: np.ndarray, count: int, tolerance: float) -
     """How far apart multipliers may be and count as equal."""
     if count == 0:
         return tolerance
-    largest = max(abs(duals[order[0]]), abs(duals[order[count - 1]]))
+    largest = max(abs(float(duals[order[0]])), abs(float(duals[order[count - 1]])))
     return max(tolerance, ROUNDING * largest)
 
 

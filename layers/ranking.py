@@ -1,0 +1,149 @@
+"""Sorting and ranking with a gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spigot.polytopes import Euclidean, Permutahedron, Regularizer, Shannon, isotonic
+from spigot.polytopes.posing import pose
+
+__all__ = ["SoftRank", "SoftSort"]
+
+
+class _SoftOrder(nn.Module):
+    """A point of P(w) near the largest <s, y>, w and s made from the values."""
+
+    def __init__(
+        self,
+        regularizer: Regularizer | None = None,
+        strength: float = 1.0,
+        descending: bool = False,
+    ) -> None:
+        super().__init__()
+        regularizer = Euclidean() if regularizer is None else regularizer
+        if not isinstance(regularizer, Euclidean | Shannon) or regularizer not in (
+            Euclidean(),
+            Shannon(),
+        ):
+            raise TypeError(
+                f"{type(self).__name__} takes the regularizers Euclidean() and Shannon(), got "
+                f"{regularizer!r}."
+            )
+        if not 0 < strength < torch.inf:
+            raise ValueError(
+                f"{type(self).__name__}: strength must be a positive number, got {strength!r}."
+            )
+        self.regularizer = regularizer
+        self.strength = strength
+        self.descending = descending
+
+    def __repr__(self) -> str:
+        order = ", descending=True" if self.descending else ""
+        return f"{type(self).__name__}({self.regularizer}, strength={self.strength}{order})"
+
+    def _point(self, scores: Tensor, weights: Tensor, lengths: Tensor | None) -> Tensor:
+        """The projection of scores / strength onto P(weights), all `(*batch, d)`."""
+        scores = scores / (-self.strength if self.descending else self.strength)
+        polytope = Permutahedron.of_ranks(scores.shape[-1])
+        if isinstance(self.regularizer, Euclidean):
+            return polytope.project(scores, lengths=lengths, params={"w": weights})
+        problem = pose(polytope, scores, Euclidean(), lengths, params={"w": weights})
+        logs = isotonic.log_projection(problem.scores, problem.param("w"), problem.lengths)
+        return logs.reshape(scores.shape)
+
+
+def _values(values: Tensor) -> Tensor:
+    """In a type that counts to d exactly."""
+    if values.dim() == 0:
+        raise ValueError("values must have at least one dimension, (*batch, d).")
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _positions(values: Tensor) -> Tensor:
+    """1 to d, in the shape of the values."""
+    d = values.shape[-1]
+    return torch.arange(1, d + 1, dtype=values.dtype, device=values.device).expand(values.shape)
+
+
+class SoftSort(_SoftOrder):
+    """Sorted values with a gradient: the projection of (1, ..., d) / strength onto P(values).
+
+    As strength goes to 0 this is `torch.sort(values)`, at a positive strength already where
+    neighbours differ by less than 1 / strength; as it grows every place tends to the mean. With
+    `Shannon()` it is the logarithm of the KL projection of exp((1, ..., d) / strength) onto
+    P(exp(values)), so that values may have any sign.
+
+    Args:
+        regularizer: `Euclidean()`, the default, or `Shannon()`.
+        strength: above 0.
+        descending: the largest value first.
+
+    Raises:
+        TypeError: another regularizer.
+        ValueError: a strength that is not positive; values that are not finite, when called.
+
+    Example:
+        >>> import torch
+        >>> from spigot.layers import SoftSort
+        >>> values = torch.tensor([2.0, -1.0, 0.5])
+        >>> SoftSort()(values)
+        tensor([-0.5000,  0.5000,  1.5000])
+        >>> SoftSort(strength=0.1, descending=True)(values)
+        tensor([ 2.0000,  0.5000, -1.0000])
+
+    References:
+        Blondel, Teboul, Berthet and Djolonga, "Fast differentiable sorting and ranking" (ICML 2020),
+        section 4; theirs is `descending=True`.
+    """
+
+    def forward(self, values: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """The sorted values, `(*batch, d)`.
+
+        Args:
+            values: `(*batch, d)`, floating.
+            lengths: `(*batch,)`: sorts the first values of each instance; zeros follow.
+        """
+        exact = _values(values)
+        return self._point(_positions(exact), exact, lengths).to(values.dtype)
+
+
+class SoftRank(_SoftOrder):
+    """Ranks with a gradient, 1 for the smallest: the projection of values / strength onto P(1, ..., d).
+
+    As strength goes to 0 these are the ranks, exactly so where neighbours in order differ by at
+    least `strength`; as it grows every rank tends to (d + 1) / 2. With `Shannon()` it is the logarithm
+    of the KL projection of exp(values / strength) onto P(exp(1), ..., exp(d)).
+
+    Args:
+        regularizer: `Euclidean()`, the default, or `Shannon()`.
+        strength: above 0.
+        descending: rank 1 for the largest value.
+
+    Raises:
+        TypeError: another regularizer.
+        ValueError: a strength that is not positive; values that are not finite, when called.
+
+    Example:
+        >>> import torch
+        >>> from spigot.layers import SoftRank
+        >>> values = torch.tensor([2.0, -1.0, 0.5])
+        >>> SoftRank()(values)
+        tensor([3., 1., 2.])
+        >>> SoftRank(strength=2.0)(values)
+        tensor([2.7500, 1.2500, 2.0000])
+
+    References:
+        Blondel, Teboul, Berthet and Djolonga, "Fast differentiable sorting and ranking" (ICML 2020),
+        section 4; theirs is `descending=True`.
+    """
+
+    def forward(self, values: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """The ranks, `(*batch, d)`.
+
+        Args:
+            values: `(*batch, d)`, floating.
+            lengths: `(*batch,)`: ranks the first values of each instance; zeros follow.
+        """
+        exact = _values(values)
+        return self._point(exact, _positions(exact), lengths).to(values.dtype)
