@@ -1,7 +1,9 @@
 """What a structure is: polytopes, regularizers, and the verbs that join them."""
 
+from spigot.polytopes.affine import Affine
 from spigot.polytopes.alignment import Alignment
 from spigot.polytopes.base import Polytope
+from spigot.polytopes.batch import Batch
 from spigot.polytopes.constituency import ConstituencyTree
 from spigot.polytopes.declared import Facets, Hull, IntegerHull, Oracle
 from spigot.polytopes.dispatch import Route
@@ -14,8 +16,10 @@ from spigot.polytopes.errors import (
 )
 from spigot.polytopes.hypergraph import Hypergraph
 from spigot.polytopes.logic import AndOut, AtMostOne, Imply, Or, OrOut, Xor, XorOut
+from spigot.polytopes.masked import Face, Masked
 from spigot.polytopes.permutahedron import Permutahedron
 from spigot.polytopes.problem import Solution, Status
+from spigot.polytopes.product import Product
 from spigot.polytopes.projective import ProjectiveTree
 from spigot.polytopes.regularizers import (
     Convex,
@@ -33,14 +37,17 @@ from spigot.polytopes.subset import Hypercube, Subset
 from spigot.polytopes.tree import Arborescence
 
 __all__ = [
+    "Affine",
     "Alignment",
     "AndOut",
     "Arborescence",
     "AtMostOne",
+    "Batch",
     "ConstituencyTree",
     "ConvergenceError",
     "Convex",
     "Euclidean",
+    "Face",
     "Facets",
     "FermiDirac",
     "Gibbs",
@@ -50,12 +57,14 @@ __all__ = [
     "Imply",
     "InfeasiblePolytope",
     "IntegerHull",
+    "Masked",
     "NoStructure",
     "Or",
     "OrOut",
     "Oracle",
     "Permutahedron",
     "Polytope",
+    "Product",
     "ProjectiveTree",
     "Regularizer",
     "Route",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -150,6 +150,15 @@ class Polytope:
     def unbound(self) -> tuple[str, ...]:
         """The parameters without a value of the object's own: `params` must give them."""
         return tuple(name for name in self.parameters if not hasattr(self, name))
+
+    @property
+    def varies(self) -> bool:
+        """Whether an instance must be seen to know its polytope, as where a parameter has no value."""
+        return bool(self.unbound)
+
+    def parted(self, problem: Problem) -> Sequence[tuple[Tensor, Polytope]] | None:
+        """Rows and their polytope, where instances have polytopes of their own; else None."""
+        return None
 
     def given(self, values: Mapping[str, Tensor]) -> Polytope:
         """The same structure with these values of its parameters, the same for all instances."""

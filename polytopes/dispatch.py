@@ -43,6 +43,10 @@ class Road:
     accelerated: ClassVar[type[Road] | None] = None
     """The road to take instead where the scores are not on the CPU."""
 
+    def lacks(self, polytope: Polytope, regularizer: Regularizer | None) -> str:
+        """What keeps this road from that problem; empty when nothing does."""
+        return ""
+
     def solve(self, problem: Problem) -> Solution:
         """The maximisers of a batch of problems."""
         raise NotImplementedError
@@ -135,7 +139,7 @@ class Routed(Road):
         """None where the road takes the whole batch."""
         asked = {"lengths"} if problem.lengths is not None else set[str]()
         asked |= {"params"} if problem.params else set()
-        if asked <= road.native:
+        if asked <= road.native and problem.polytope.parted(problem) is None:
             return None
         pieces = members(problem, road.native)
         return regroup(pieces, lambda polytope: choose(polytope, problem.regularizer, self.solver))
@@ -237,12 +241,13 @@ def rule(
 
 
 def fast_rule(polytope: Polytope, regularizer: Regularizer | None) -> Road | None:
-    """The most specific fast rule, by the polytope's type first."""
+    """The most specific fast rule that can take the problem, by the polytope's type first."""
     kinds = [None] if regularizer is None else type(regularizer).__mro__
     for owner in type(polytope).__mro__:
         for kind in kinds:
-            if (owner, kind) in _RULES:
-                return _RULES[owner, kind]
+            road = _RULES.get((owner, kind))
+            if road is not None and not road.lacks(polytope, regularizer):
+                return road
     return None
 
 
@@ -327,7 +332,7 @@ def check_domain(polytope: Polytope, regularizer: Regularizer | None) -> None:
     """Refuses a regularizer whose domain does not hold the polytope, naming the part and its range."""
     if not isinstance(regularizer, Separable) or regularizer.domain == (-torch.inf, torch.inf):
         return
-    if polytope.unbound:
+    if polytope.varies:
         return  # until its parameters are known
     outside = parts_outside(polytope, *regularizer.domain)
     if bool(outside.any()):

@@ -50,8 +50,14 @@ def members(problem: Problem, native: frozenset[str]) -> Iterator[tuple[Tensor, 
     """Rows, their polytope and their problem without what the polytope now holds.
 
     The groups are those of equal size (unless the road is native in "lengths") and of equal
-    parameters (unless it is native in "params").
+    parameters (unless it is native in "params"); where instances have polytopes of their own, those
+    of one polytope, to be split further by its road.
     """
+    own = problem.polytope.parted(problem)
+    if own is not None:
+        for rows, polytope in own:
+            yield rows, polytope, problem.take(rows)
+        return
     by_length = problem.lengths is not None and "lengths" not in native
     by_params = bool(problem.params) and "params" not in native
     for rows in _equal_rows(problem, by_length, by_params):
@@ -95,7 +101,7 @@ def regroup(
             scores=part.scores[event],
             keep=None if part.keep is None else part.keep[event],
         )
-        if part.polytope.unbound:
+        if part.polytope.varies:
             check_excludable(small)
         groups.append(Group(rows, small, choose(polytope)))
     return tuple(groups)

@@ -52,7 +52,7 @@ def pose(
         _checked_params(polytope, batch_shape, params or {}, scores),
         batch_shape=tuple(batch_shape),
     )
-    if not polytope.unbound:
+    if not polytope.varies:
         check_excludable(problem)
     mask = problem.mask
     return problem if mask is None else problem.with_scores(torch.where(mask, problem.scores, 0.0))

@@ -171,6 +171,7 @@ class Solution:
     integral: Tensor | None = None
     faces: tuple[Face, ...] | None = None  # for the derivative, one an instance
     groups: tuple[Group, ...] | None = None  # for the derivative, where the batch was split
+    answers: tuple[Solution, ...] | None = None  # for the derivative, of the polytopes it is made of
 
     @classmethod
     def closed_form(cls, value: Tensor, objective: Tensor, gradient: Tensor | None = None) -> Solution:
