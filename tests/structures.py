@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes import (
+    Arborescence,
     Facets,
     Hull,
     Hypercube,
@@ -121,6 +122,21 @@ def arrangements(weights: list[float]) -> Hull:
     return Hull(sorted(set(permutations(weights))))
 
 
+def arborescences(n: int, single_root: bool = False) -> Hull:
+    """The dependency trees, listed: heads whose powers lead every word to the root."""
+    points: list[Tensor] = []
+    for heads in product(range(n), repeat=n):  # a word that is its own head hangs from the root
+        arcs = torch.zeros(n, n, dtype=torch.float64)
+        arcs[list(heads), range(n)] = 1.0
+        above = torch.tensor(heads)
+        for _ in range(n):
+            above = above[torch.tensor(heads)]
+        rooted = bool((above == torch.tensor(heads)[above]).all())
+        if rooted and (not single_root or arcs.trace() == 1):
+            points.append(arcs)
+    return Hull(torch.stack(points))
+
+
 STRUCTURES = [
     Row("simplex", Simplex(4), Hull(torch.eye(4))),
     Row("simplex of one", Simplex(1), Hull([[1.0]])),
@@ -139,5 +155,7 @@ STRUCTURES = [
     Row("sequence", Sequence(3, 2), sequences(3, 2)),
     Row("sequence of one", Sequence(1, 3), sequences(1, 3)),
     Row("permutahedron", Permutahedron([0.0, 3.0, 1.0, 0.0]), arrangements([0.0, 3.0, 1.0, 0.0])),
+    Row("dependency tree", Arborescence(3), arborescences(3)),
+    Row("dependency tree, single root", Arborescence(3, True), arborescences(3, single_root=True)),
     Row("permutahedron, negative", Permutahedron([-1.0, 0.5, 2.0]), arrangements([-1.0, 0.5, 2.0])),
 ]
