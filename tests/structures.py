@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes import (
+    Alignment,
     Arborescence,
+    ConstituencyTree,
     Facets,
     Hull,
     Hypercube,
@@ -23,10 +25,13 @@ from spigot.polytopes import (
     Oracle,
     Permutahedron,
     Polytope,
+    ProjectiveTree,
+    SemiMarkov,
     Sequence,
     Simplex,
     Subset,
 )
+from tests import derivations
 
 
 @dataclass(frozen=True)
@@ -158,4 +163,10 @@ STRUCTURES = [
     Row("dependency tree", Arborescence(3), arborescences(3)),
     Row("dependency tree, single root", Arborescence(3, True), arborescences(3, single_root=True)),
     Row("permutahedron, negative", Permutahedron([-1.0, 0.5, 2.0]), arrangements([-1.0, 0.5, 2.0])),
+    Row("projective tree", ProjectiveTree(3), derivations.projective_trees(3)),
+    Row("constituency tree", ConstituencyTree(4), derivations.constituency_trees(4)),
+    Row("segmentation", SemiMarkov(2, 2, 2), derivations.semimarkov_chains(2, 2, 2)),
+    Row("alignment", Alignment(2, 4), derivations.alignments(2, 4)),
+    Row("hypergraph", derivations.GRAMMAR, derivations.listed(derivations.GRAMMAR)),
+    Row("hypergraph, counts", derivations.REPEATED, derivations.listed(derivations.REPEATED)),
 ]
