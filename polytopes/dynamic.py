@@ -114,9 +114,9 @@ def _run(name: str, problem: Problem, before: tuple[Any, ...], after: tuple[Any,
     )
 
 
-def _check_derived(problem: Problem, objective: np.ndarray) -> None:
-    if np.isneginf(objective).any():
-        raise problem.no_structure(rows_where(tensor(np.isneginf(objective))))
+def _check_derived(problem: Problem, missing: np.ndarray) -> None:
+    if missing.any():
+        raise problem.no_structure(rows_where(tensor(missing)))
 
 
 def best_derivations(problem: Problem, tolerance: float) -> tuple[Tensor, Tensor]:  # (n, d), (n,)
@@ -131,7 +131,7 @@ def best_derivations(problem: Problem, tolerance: float) -> tuple[Tensor, Tensor
     if tolerance:
         generic[1:] = np.random.default_rng(0).random(len(generic) - 1)
     _run("best", problem, (generic, tolerance), (contiguous(value), objective))
-    _check_derived(problem, objective)
+    _check_derived(problem, np.isneginf(objective))
     return value, tensor(objective)
 
 
@@ -167,7 +167,7 @@ class InsideOutside(Road):
         assert isinstance(problem.polytope, DynamicProgram)
         ceiling = np.inf if problem.polytope.repeats else 1.0
         _run("marginals", problem, (ceiling,), (contiguous(value), objective))
-        _check_derived(problem, objective)
+        _check_derived(problem, np.isneginf(objective))
         return Solution.closed_form(value.reshape(problem.scores.shape), tensor(objective))
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class InsideOutside(Road):
         """From the goal down, each node's edge by its chance."""
         scores = _scores(problem)
         drawn = torch.zeros(count, *scores.shape, dtype=scores.dtype)
-        found = np.zeros(problem.size)
+        found = np.zeros(problem.size, dtype=np.bool_)
         choices = int(_program(problem).choices[_targets(problem).goals].max())
         rows = max(1, DRAWS // max(1, problem.size * choices))
         for first in range(0, count, rows):
@@ -189,7 +189,7 @@ class InsideOutside(Road):
             shape = (problem.size, len(some), choices)
             uniform = torch.rand(shape, dtype=torch.float64, generator=generator)
             _run("draw", problem, (contiguous(uniform),), (contiguous(some), found))
-        _check_derived(problem, np.log(found))
+        _check_derived(problem, ~found)
         return drawn.reshape(count, *problem.scores.shape)
 
     def top_k(self, problem: Problem, k: int) -> Tensor:
