@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from spigot.polytopes import limits
 from spigot.polytopes.arrays import first_part
 from spigot.polytopes.bounds import part_range, parts_outside
 from spigot.polytopes.errors import unsupported
@@ -166,17 +167,17 @@ class Routed(Road):
         return pulled
 
     def vjp_params(self, problem: Problem, solution: Solution, grad: Tensor) -> dict[str, Tensor]:
-        """The road's own; parameters that were put into the polytope have no derivative."""
+        """The road's own; by the rows' limits where the parameters were put into the polytope."""
         road, problem = self._placed(problem)
         if solution.groups is not None:
-            return super().vjp_params(problem, solution, grad)
+            return limits.pull_limits(problem, solution.groups, grad)
         return road.vjp_params(problem, solution, grad.to(problem.scores.device))
 
     def envelope(self, problem: Problem, solution: Solution) -> dict[str, Tensor]:
         """Likewise."""
         road, problem = self._placed(problem)
         if solution.groups is not None:
-            return super().envelope(problem, solution)
+            return limits.envelope(problem, solution.groups)
         return road.envelope(problem, solution)
 
     def sample(self, problem: Problem, count: int, generator: torch.Generator | None) -> Tensor:

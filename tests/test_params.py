@@ -20,6 +20,7 @@ from spigot.polytopes import (
     Hull,
     Polytope,
     Regularizer,
+    Shannon,
     Subset,
     UnsupportedProblem,
 )
@@ -190,11 +191,81 @@ def test_bad_parameters_are_named() -> None:
         Subset(5, 2).project(scores, params={"k": torch.tensor([2, 7])})
 
 
-def test_a_gradient_that_no_road_has_is_refused() -> None:
-    scores, capacity = normal(2, 5), torch.tensor([1.5, 2.0], dtype=torch.float64, requires_grad=True)
-    value = Carry(5).project(scores, params={"capacity": capacity})
+@dataclass(frozen=True)
+class Shelf(Polytope):
+    """A capacity, a bound on each part, a total and auxiliary variables: all move with parameters."""
+
+    parameters: ClassVar[Mapping[str, tuple[int, ...]]] = {"capacity": (), "most": (5,)}
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (5,)
+
+    def constraints(self, y: cp.Variable, capacity: Any, most: Any) -> list[Any]:
+        over = cp.Variable(5, nonneg=True)
+        return [
+            y >= 0,
+            y <= most,
+            cp.sum(y) <= capacity,
+            y[0] + y[1] == capacity / 3,
+            over >= y - 0.3,
+            cp.sum(over) <= capacity,
+        ]
+
+
+@pytest.mark.parametrize("regularizer", [Euclidean(), Shannon(), FermiDirac()], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_by_right_hand_sides(regularizer: Regularizer, masked: bool) -> None:
+    scores = normal(3, 5)
+    capacity = torch.tensor([1.5, 1.2, 0.9], dtype=torch.float64, requires_grad=True)
+    most = (0.6 + 0.3 * normal(3, 5, seed=1).detach().abs().clamp(max=1)).requires_grad_()
+    keep = torch.ones(3, 5, dtype=torch.bool)
+    keep[1, 3] = keep[2, 0] = not masked
+
+    def value(s: Tensor, c: Tensor, m: Tensor) -> Tensor:
+        return Shelf().maximize(s, regularizer, keep=keep, params={"capacity": c, "most": m})
+
+    def maximum(s: Tensor, c: Tensor, m: Tensor) -> Tensor:
+        return Shelf().conjugate(s, regularizer, keep=keep, params={"capacity": c, "most": m})
+
+    for function in (value, maximum):
+        assert torch.autograd.gradcheck(
+            function, (scores, capacity, most), eps=1e-5, atol=1e-4, fast_mode=True
+        )
+
+
+def test_gradients_by_right_hand_sides_of_each_size() -> None:
+    scores, capacity = normal(5, 6), torch.rand(5, dtype=torch.float64) + 0.5
+    capacity.requires_grad_()
+
+    def value(c: Tensor) -> Tensor:
+        return Carry(6).project(scores.detach(), lengths=LENGTHS, params={"capacity": c})
+
+    assert torch.autograd.gradcheck(value, (capacity,), eps=1e-5, atol=1e-4, fast_mode=True)
+
+
+def test_a_gradient_that_does_not_exist_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Tilted(Polytope):
+        parameters: ClassVar[Mapping[str, tuple[int, ...]]] = {"price": ()}
+
+        @property
+        def event_shape(self) -> tuple[int, ...]:
+            return (2,)
+
+        def constraints(self, y: cp.Variable, price: Any) -> list[Any]:
+            return [y >= 0, y <= 1, y[0] + price * y[1] <= 1]
+
+    scores = torch.ones(1, 2, dtype=torch.float64)
+    price = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+    with pytest.raises(UnsupportedProblem, match="'price': it stands in coefficients"):
+        Tilted().project(scores, params={"price": price}).sum().backward()
+    assert not Tilted().maximize(scores, params={"price": price}).requires_grad
+    with pytest.raises(UnsupportedProblem, match="does not move smoothly"):
+        Tilted().conjugate(scores, params={"price": price}).sum().backward()
+    capacity = torch.tensor([1.5], dtype=torch.float64, requires_grad=True)
     with pytest.raises(UnsupportedProblem, match="no derivative by capacity"):
-        value.sum().backward()
+        CarryBy(2).project(scores, params={"capacity": capacity}).sum().backward()
 
 
 def test_parameters_survive_pickling() -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from spigot.polytopes.arrays import library
 from spigot.polytopes.canonical import Canonical
-from spigot.polytopes.faces import DENSE_ENTRIES, Face, Hyperplanes
+from spigot.polytopes.faces import DENSE_ENTRIES, Hyperplanes
 
-__all__ = ["Rows", "stacked_rows"]
+__all__ = ["BindingFace", "Rows", "stacked_rows"]
+
+LARGEST_DENSE = 4_000_000  # entries of a least-squares matrix that is solved dense
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +80,7 @@ class Rows:
         exact[variables[active]] = values[active]
         return exact
 
-    def face(self, binding: np.ndarray) -> Face:
+    def face(self, binding: np.ndarray) -> BindingFace:
         """The directions along which the binding rows do not change."""
         index, variables, _ = self.singles
         fixed = np.zeros(self.form.variables, dtype=bool)
@@ -86,11 +88,50 @@ class Rows:
         rows, parts, tail = self.general
         active = binding[rows]
         loose = ~fixed[self.auxiliary]
-        return Hyperplanes(
+        planes = Hyperplanes(
             parts[active],
             tail[active][:, loose] if tail is not None and loose.any() else None,
             fixed[self.form.columns],
         )
+        return BindingFace(self, binding, planes)
+
+
+@dataclass(frozen=True, eq=False)
+class BindingFace:
+    """A face by the rows that bind on it."""
+
+    rows: Rows
+    binding: np.ndarray  # (rows,), bool
+    planes: Hyperplanes
+
+    def pull(self, grad: np.ndarray, spread: np.ndarray) -> np.ndarray:
+        """J grad, as its hyperplanes have it."""
+        return self.planes.pull(grad, spread)
+
+    def multipliers(self, residual: np.ndarray) -> np.ndarray:  # (d,) -> (rows,)
+        """Least-squares v with N' v = residual and M' v = 0, zero at rows that do not bind.
+
+        (N, M) are the binding rows' parts and auxiliary variables; parts whose residual is NaN do
+        not count.
+        """
+        rows = self.rows
+        wanted = np.zeros(rows.form.variables)
+        wanted[rows.form.columns] = residual
+        known = ~np.isnan(wanted)
+        found = np.zeros(len(self.binding))
+        found[self.binding] = least_squares(rows.matrix[self.binding][:, known].T, wanted[known])
+        return found
+
+
+def least_squares(matrix: Any, wanted: np.ndarray) -> np.ndarray:
+    """The smallest x of least |matrix x - wanted|; the matrix is sparse."""
+    if matrix.shape[1] == 0:
+        return np.zeros(0)
+    if matrix.shape[0] * matrix.shape[1] <= LARGEST_DENSE:
+        dense: np.ndarray = matrix.toarray()
+        return cast(Any, np.linalg.lstsq)(dense, wanted, rcond=1e-12)[0]
+    found: np.ndarray = library("scipy.sparse.linalg").lsqr(matrix, wanted, atol=1e-14, btol=1e-14)[0]
+    return found
 
 
 def stacked_rows(form: Canonical) -> Rows:
