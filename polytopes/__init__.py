@@ -15,8 +15,10 @@ from spigot.polytopes.errors import (
     UnsupportedProblem,
 )
 from spigot.polytopes.hypergraph import Hypergraph
+from spigot.polytopes.intersection import Intersection
 from spigot.polytopes.logic import AndOut, AtMostOne, Imply, Or, OrOut, Xor, XorOut
 from spigot.polytopes.masked import Face, Masked
+from spigot.polytopes.matching import Matching
 from spigot.polytopes.permutahedron import Permutahedron
 from spigot.polytopes.problem import Solution, Status
 from spigot.polytopes.product import Product
@@ -33,6 +35,7 @@ from spigot.polytopes.regularizers import (
 from spigot.polytopes.semimarkov import SemiMarkov
 from spigot.polytopes.sequence import Sequence
 from spigot.polytopes.simplex import Simplex
+from spigot.polytopes.spanning_tree import SpanningTree
 from spigot.polytopes.subset import Hypercube, Subset
 from spigot.polytopes.tree import Arborescence
 
@@ -57,7 +60,9 @@ __all__ = [
     "Imply",
     "InfeasiblePolytope",
     "IntegerHull",
+    "Intersection",
     "Masked",
+    "Matching",
     "NoStructure",
     "Or",
     "OrOut",
@@ -73,6 +78,7 @@ __all__ = [
     "Shannon",
     "Simplex",
     "Solution",
+    "SpanningTree",
     "Status",
     "Subset",
     "Tsallis",

@@ -22,6 +22,7 @@ from spigot.polytopes import (
     Hull,
     Hypercube,
     IntegerHull,
+    Matching,
     Oracle,
     Permutahedron,
     Polytope,
@@ -29,6 +30,7 @@ from spigot.polytopes import (
     SemiMarkov,
     Sequence,
     Simplex,
+    SpanningTree,
     Subset,
 )
 from tests import derivations
@@ -142,6 +144,25 @@ def arborescences(n: int, single_root: bool = False) -> Hull:
     return Hull(torch.stack(points))
 
 
+def trees(edges: list[tuple[int, int]], nodes: int) -> Hull:
+    """The spanning trees of a graph, listed."""
+    points = binary(len(edges))
+    points = points[points.sum(1) == nodes - 1]
+    incidence = torch.zeros(len(edges), nodes, dtype=torch.float64)
+    for edge, (a, b) in enumerate(edges):
+        incidence[edge, a], incidence[edge, b] = 1.0, -1.0
+    minors = torch.einsum("pe,ei,ej->pij", points, incidence, incidence)[:, 1:, 1:].det()
+    return Hull(points[minors > 0.5])
+
+
+KITE = [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3)]
+def matchings(n: int, m: int, perfect: bool = True) -> Hull:
+    """The matchings of n rows with m columns, listed."""
+    points = binary(n * m).reshape(-1, n, m)
+    fits = (points.sum(1).amax(1) <= 1) & (points.sum(2).amax(1) <= 1)
+    return Hull(points[fits & (points.sum((1, 2)) == min(n, m))] if perfect else points[fits])
+
+
 STRUCTURES = [
     Row("simplex", Simplex(4), Hull(torch.eye(4))),
     Row("simplex of one", Simplex(1), Hull([[1.0]])),
@@ -169,4 +190,10 @@ STRUCTURES = [
     Row("alignment", Alignment(2, 4), derivations.alignments(2, 4)),
     Row("hypergraph", derivations.GRAMMAR, derivations.listed(derivations.GRAMMAR)),
     Row("hypergraph, counts", derivations.REPEATED, derivations.listed(derivations.REPEATED)),
+    Row("spanning tree", SpanningTree(KITE, 4), trees(KITE, 4)),
+    Row("spanning tree, parallel edges", SpanningTree([(0, 1), (1, 0)], 2), trees([(0, 1), (1, 0)], 2)),
+    Row("matching", Matching(3), matchings(3, 3)),
+    Row("matching, wide", Matching(2, 3), matchings(2, 3)),
+    Row("matching, tall", Matching(4, 2), matchings(4, 2)),
+    Row("matching, partial", Matching(2, 3, perfect=False), matchings(2, 3, perfect=False)),
 ]
