@@ -468,11 +468,17 @@ def test_long_sentences() -> None:
     assert ConstituencyTree(100).maximize(normal(ConstituencyTree(100))).sum() == 199
 
 
-def test_marginals_equal_those_of_torch_struct() -> None:
+def test_sums_equal_those_of_torch_struct() -> None:
     torch_struct: Any = pytest.importorskip("torch_struct")
     n = 6
-    scores = normal(ProjectiveTree(n), 2).float()
-    arcs = torch_struct.DependencyCRF(scores, multiroot=True).marginals
-    close(ProjectiveTree(n).marginals(scores), arcs, 1e-4)
-    spans = torch_struct.TreeCRF(normal(ConstituencyTree(n), 2).float()[..., None]).marginals[..., 0]
-    close(ConstituencyTree(n).marginals(normal(ConstituencyTree(n), 2).float()), spans, 1e-4)
+    tree, spans = ProjectiveTree(n), ConstituencyTree(n)
+    arcs = normal(tree, 2).float()
+    for single_root in (False, True):
+        leaf = arcs.clone().requires_grad_()  # it writes into its argument
+        theirs = torch_struct.DependencyCRF(1.0 * leaf, multiroot=not single_root).partition
+        ours = ProjectiveTree(n, single_root)
+        close(ours.log_partition(arcs), theirs.detach(), 1e-4)
+        (marginals,) = torch.autograd.grad(theirs.sum(), leaf)
+        close(ours.marginals(arcs), marginals, 1e-4)
+    weights = normal(spans, 2).float()
+    close(spans.marginals(weights), torch_struct.TreeCRF(weights[..., None]).marginals[..., 0], 1e-4)

@@ -117,6 +117,7 @@ def _inside(
     weight: np.ndarray,
     sums: np.ndarray,
     chance: np.ndarray,
+    shift: np.ndarray,
 ) -> None:
     """Each node's sum over derivations, and each edge's chance given its head."""
     starts, left, right, part, _ = edges
@@ -134,8 +135,10 @@ def _inside(
         begin, end = starts[node], starts[node + 1]
         top = -np.inf
         for e in range(begin, end):
-            exponent = sums[left[e], 1] + sums[right[e], 1] + weight[part[e], 1]
-            chance[e] = exponent
+            a, b, p = left[e], right[e], part[e]
+            exponent = sums[a, 1] + sums[b, 1] + weight[p, 1]
+            shift[e] = exponent
+            chance[e] = sums[a, 0] * sums[b, 0] * weight[p, 0]
             top = max(top, exponent)
         if top == -np.inf:
             sums[node, 0] = 0.0
@@ -145,13 +148,12 @@ def _inside(
             continue
         total = 0.0
         for e in range(begin, end):
-            shift = top - chance[e]
-            term = 0.0
-            if shift <= SPAN:
-                product = sums[left[e], 0] * sums[right[e], 0] * weight[part[e], 0]
-                term = product * POWERS[np.uint32(shift)]
-            chance[e] = term
-            total += term
+            below = top - shift[e]
+            if below <= SPAN:
+                chance[e] *= POWERS[np.uint32(below)]
+            else:
+                chance[e] = 0.0
+            total += chance[e]
         scale = 1.0 / total
         for e in range(begin, end):
             chance[e] *= scale
@@ -180,11 +182,12 @@ def marginals(
     weight = np.empty((len(slots), 2))
     sums = np.empty((nodes, 2))
     chance = np.empty(len(left))
+    shift = np.empty(len(left))
     reach = np.empty(nodes)
     count = np.empty(len(slots))
     for i in range(first, last):
         _read(i, used[i], edges, scores, keep, log)
-        _inside(goals[i], used[i], edges, log, weight, sums, chance)
+        _inside(goals[i], used[i], edges, log, weight, sums, chance, shift)
         goal = goals[i]
         objective[i] = -np.inf
         if sums[goal, 1] == -np.inf:
@@ -200,7 +203,8 @@ def marginals(
                 flow = reach[node] * chance[e]
                 reach[left[e]] += flow
                 reach[right[e]] += flow
-                count[part[e]] += flow
+                if part[e]:
+                    count[part[e]] += flow
         for p in range(1, used[i] + 1):
             out[i, slots[p]] = min(count[p], ceiling)
 
@@ -225,6 +229,7 @@ def covariance(
     weight = np.empty((len(slots), 2))
     sums = np.empty((nodes, 2))
     chance = np.empty(len(left))
+    shift = np.empty(len(left))
     mean = np.empty(nodes)  # of <direction, parts> below a node
     reach = np.empty(nodes)
     slope = np.empty(nodes)
@@ -234,7 +239,7 @@ def covariance(
     for i in range(first, last):
         goal = goals[i]
         _read(i, used[i], edges, scores, keep, log)
-        _inside(goal, used[i], edges, log, weight, sums, chance)
+        _inside(goal, used[i], edges, log, weight, sums, chance, shift)
         for p in range(1, used[i] + 1):
             along[p] = direction[i, slots[p]]
         for node in range(1, goal + 1):
@@ -254,7 +259,8 @@ def covariance(
                 flow = chance[e] * (slope[node] + reach[node] * rise)
                 slope[left[e]] += flow
                 slope[right[e]] += flow
-                count[part[e]] += flow
+                if part[e]:
+                    count[part[e]] += flow
                 flow = chance[e] * reach[node]
                 reach[left[e]] += flow
                 reach[right[e]] += flow
@@ -297,10 +303,11 @@ def draw(
     weight = np.empty((len(slots), 2))
     sums = np.empty((nodes, 2))
     chance = np.empty(len(left))
+    shift = np.empty(len(left))
     stack = np.empty(nodes + 2, dtype=np.int64)
     for i in range(first, last):
         _read(i, used[i], edges, scores, keep, log)
-        _inside(goals[i], used[i], edges, log, weight, sums, chance)
+        _inside(goals[i], used[i], edges, log, weight, sums, chance, shift)
         found[i] = sums[goals[i], 1] > -np.inf
         if not found[i]:
             continue
