@@ -12,7 +12,7 @@ __all__ = ["SoftRank", "SoftSort"]
 
 
 class _SoftOrder(nn.Module):
-    """A point of P(w) near the largest <s, y>, w and s made from the values."""
+    """A regularizer, its strength, and which end comes first."""
 
     def __init__(
         self,
@@ -42,15 +42,9 @@ class _SoftOrder(nn.Module):
         order = ", descending=True" if self.descending else ""
         return f"{type(self).__name__}({self.regularizer}, strength={self.strength}{order})"
 
-    def _point(self, scores: Tensor, weights: Tensor, lengths: Tensor | None) -> Tensor:
-        """The projection of scores / strength onto P(weights), all `(*batch, d)`."""
-        scores = scores / (-self.strength if self.descending else self.strength)
-        polytope = Permutahedron.of_ranks(scores.shape[-1])
-        if isinstance(self.regularizer, Euclidean):
-            return polytope.project(scores, lengths=lengths, params={"w": weights})
-        problem = pose(polytope, scores, Euclidean(), lengths, params={"w": weights})
-        logs = isotonic.log_projection(problem.scores, problem.param("w"), problem.lengths)
-        return logs.reshape(scores.shape)
+    def _strong(self, scores: Tensor) -> Tensor:
+        """The scores over the strength, in the order asked for."""
+        return scores / (-self.strength if self.descending else self.strength)
 
 
 def _values(values: Tensor) -> Tensor:
@@ -58,12 +52,6 @@ def _values(values: Tensor) -> Tensor:
     if values.dim() == 0:
         raise ValueError("values must have at least one dimension, (*batch, d).")
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
-def _positions(values: Tensor) -> Tensor:
-    """1 to d, in the shape of the values."""
-    d = values.shape[-1]
-    return torch.arange(1, d + 1, dtype=values.dtype, device=values.device).expand(values.shape)
 
 
 class SoftSort(_SoftOrder):
@@ -104,16 +92,23 @@ class SoftSort(_SoftOrder):
             values: `(*batch, d)`, floating.
             lengths: `(*batch,)`: sorts the first values of each instance; zeros follow.
         """
-        exact = _values(values)
-        return self._point(_positions(exact), exact, lengths).to(values.dtype)
+        weights = _values(values)
+        d = weights.shape[-1]
+        scores = self._strong(torch.arange(1, d + 1).to(weights)).expand(weights.shape)
+        polytope, own = Permutahedron.of_ranks(d), {"w": weights}
+        if isinstance(self.regularizer, Euclidean):
+            return polytope.project(scores, lengths=lengths, params=own).to(values.dtype)
+        problem = pose(polytope, scores, Euclidean(), lengths, params=own)
+        logs = isotonic.log_projection(problem.scores, problem.params["w"], problem.lengths)
+        return logs.reshape(scores.shape).to(values.dtype)
 
 
 class SoftRank(_SoftOrder):
     """Ranks with a gradient, 1 for the smallest: the projection of values / strength onto P(1, ..., d).
 
     As strength goes to 0 these are the ranks, exactly so where neighbours in order differ by at
-    least `strength`; as it grows every rank tends to (d + 1) / 2. With `Shannon()` it is the logarithm
-    of the KL projection of exp(values / strength) onto P(exp(1), ..., exp(d)).
+    least `strength`; as it grows every rank tends to (d + 1) / 2. With `Shannon()` it is the KL
+    projection of exp(values / strength) onto P(1, ..., d).
 
     Args:
         regularizer: `Euclidean()`, the default, or `Shannon()`.
@@ -145,5 +140,6 @@ class SoftRank(_SoftOrder):
             values: `(*batch, d)`, floating.
             lengths: `(*batch,)`: ranks the first values of each instance; zeros follow.
         """
-        exact = _values(values)
-        return self._point(exact, _positions(exact), lengths).to(values.dtype)
+        scores = self._strong(_values(values))
+        polytope = Permutahedron.of_ranks(scores.shape[-1])
+        return polytope.maximize(scores, self.regularizer, lengths=lengths).to(values.dtype)

@@ -182,23 +182,27 @@ def _permutahedron(problem: Problem) -> Permutahedron:
 
 
 def _sorted(problem: Problem) -> tuple[isotonic.Sorted, isotonic.Sorted]:
-    """The kept items by score, and the weights: one row of them where they are all the same.
+    """The kept items by score, and the weights.
 
     Raises:
         UnsupportedProblem: an instance's own weights are negative where they must not be.
         NoStructure: `keep` excludes more items than there are zeros.
     """
-    polytope = _permutahedron(problem)
-    items = isotonic.sort(problem.scores, problem.lengths, problem.keep)
-    shared = problem.lengths is None and not problem.params
-    weights = (
-        polytope.sorted_weights
-        if shared
-        else isotonic.sort(problem.param("w").detach(), problem.lengths)
-    )
+    items, weights = _items(problem, problem.scores), _weights(problem)
     _check_signs(problem, weights)
     _check_zeros(problem, items, weights)
     return items, weights
+
+
+def _items(problem: Problem, rows: Tensor) -> isotonic.Sorted:
+    return isotonic.sort(rows, problem.lengths, problem.keep)
+
+
+def _weights(problem: Problem) -> isotonic.Sorted:
+    """One row where they are the same for all."""
+    if problem.lengths is None and not problem.params:
+        return _permutahedron(problem).sorted_weights
+    return isotonic.sort(problem.param("w").detach(), problem.lengths)
 
 
 def _check_signs(problem: Problem, weights: isotonic.Sorted) -> None:
@@ -268,8 +272,7 @@ class Pooling(Road):
     ) -> tuple[Tensor, isotonic.Sorted, Tensor]:
         """grad less its mean over each block, the weights, and by rank that mean."""
         assert solution.duals is not None
-        weights = _sorted(problem)[1]
-        duals = isotonic.sort(solution.duals, problem.lengths, problem.keep)
+        weights, duals = _weights(problem), _items(problem, solution.duals)
         centred, mean = isotonic.pull(duals, weights, grad, self.energies(problem))
         return centred, weights, mean
 
