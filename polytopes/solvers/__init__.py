@@ -6,6 +6,7 @@ Hand one to a verb or a layer as `solver=` to force it, with its own tolerance a
 from spigot.polytopes.solvers.active_set import ActiveSet
 from spigot.polytopes.solvers.clarabel import Clarabel
 from spigot.polytopes.solvers.cone import Cvxpy
+from spigot.polytopes.solvers.consensus import Consensus
 from spigot.polytopes.solvers.cvxpylayers import CvxpyLayers
 from spigot.polytopes.solvers.enumerate import Enumerate
 from spigot.polytopes.solvers.frank_wolfe import FrankWolfe
@@ -15,6 +16,7 @@ from spigot.polytopes.solvers.oracle_call import OracleCall
 __all__ = [
     "ActiveSet",
     "Clarabel",
+    "Consensus",
     "Cvxpy",
     "CvxpyLayers",
     "Enumerate",
