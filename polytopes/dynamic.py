@@ -12,6 +12,7 @@ from spigot.polytopes.arrays import contiguous, library, rows_where, tensor
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.dispatch import SIZED, Road, rule
 from spigot.polytopes.kernels.pool import over_instances
+from spigot.polytopes.levels import LevelwiseSums, LevelwiseViterbi
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.program import Program, Targets
 from spigot.polytopes.regularizers import Gibbs
@@ -19,7 +20,7 @@ from spigot.polytopes.regularizers import Gibbs
 if TYPE_CHECKING:
     import cvxpy as cp
 
-__all__ = ["DynamicProgram", "InsideOutside", "best_derivations"]
+__all__ = ["BestDerivation", "DynamicProgram", "InsideOutside", "best_derivations"]
 
 TIE = 1e-12  # relative: scores of two derivations this close are equal, where that matters
 DRAWS = 1 << 23  # uniform numbers held at once
@@ -81,13 +82,13 @@ class DynamicProgram(Polytope, abstract=True):
         return rows + ([flat[unused] == 0] if len(unused) else [])
 
 
-def _program(problem: Problem) -> Program:
+def _owner(problem: Problem) -> DynamicProgram:
     assert isinstance(problem.polytope, DynamicProgram)
-    return problem.polytope.program
+    return problem.polytope
 
 
 def _targets(problem: Problem) -> Targets:
-    return _program(problem).targets(problem.lengths, problem.size)
+    return _owner(problem).program.targets(problem.lengths, problem.size)
 
 
 def _scores(problem: Problem) -> Tensor:  # (n, d), float32 or float64
@@ -104,7 +105,7 @@ def _run(name: str, problem: Problem, before: tuple[Any, ...], after: tuple[Any,
     over_instances(
         function,
         problem.size,
-        _program(problem).edges,
+        _owner(problem).program.edges,
         targets.goals,
         targets.used,
         *before,
@@ -127,7 +128,7 @@ def best_derivations(problem: Problem, tolerance: float) -> tuple[Tensor, Tensor
     """
     value = torch.zeros_like(_scores(problem))
     objective = np.empty(problem.size)
-    generic = np.zeros(len(_program(problem).edges.slots))
+    generic = np.zeros(len(_owner(problem).program.edges.slots))
     if tolerance:
         generic[1:] = np.random.default_rng(0).random(len(generic) - 1)
     _run("best", problem, (generic, tolerance), (contiguous(value), objective))
@@ -143,11 +144,11 @@ class BestDerivation(Road):
     cost = "O(edges)"
     devices = ("cpu",)
     native = SIZED
+    accelerated = LevelwiseViterbi
 
     def solve(self, problem: Problem) -> Solution:
         """The best derivation. Where parts may repeat, a tie could be no vertex: it is broken."""
-        assert isinstance(problem.polytope, DynamicProgram)
-        value, objective = best_derivations(problem, TIE if problem.polytope.repeats else 0.0)
+        value, objective = best_derivations(problem, TIE if _owner(problem).repeats else 0.0)
         return Solution.closed_form(value.reshape(problem.scores.shape), objective)
 
 
@@ -159,13 +160,13 @@ class InsideOutside(Road):
     cost = "O(edges)"
     devices = ("cpu",)
     native = SIZED
+    accelerated = LevelwiseSums
 
     def solve(self, problem: Problem) -> Solution:
         """Expected counts of the parts, and log Z."""
         value = torch.zeros_like(_scores(problem))
         objective = np.empty(problem.size)
-        assert isinstance(problem.polytope, DynamicProgram)
-        ceiling = np.inf if problem.polytope.repeats else 1.0
+        ceiling = np.inf if _owner(problem).repeats else 1.0
         _run("marginals", problem, (ceiling,), (contiguous(value), objective))
         _check_derived(problem, np.isneginf(objective))
         return Solution.closed_form(value.reshape(problem.scores.shape), tensor(objective))
@@ -182,7 +183,7 @@ class InsideOutside(Road):
         scores = _scores(problem)
         drawn = torch.zeros(count, *scores.shape, dtype=scores.dtype)
         found = np.zeros(problem.size, dtype=np.bool_)
-        choices = int(_program(problem).choices[_targets(problem).goals].max())
+        choices = int(_owner(problem).program.choices[_targets(problem).goals].max())
         rows = max(1, DRAWS // max(1, problem.size * choices))
         for first in range(0, count, rows):
             some = drawn[first : first + rows]

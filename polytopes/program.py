@@ -97,6 +97,13 @@ class Program:
         library("spigot.polytopes.kernels.hypergraph").most_choices(self.edges, most)
         return most
 
+    @cached_property
+    def heights(self) -> np.ndarray:  # (nodes,)
+        """How many nodes, at most, a derivation of each node has below one another."""
+        most = np.zeros(len(self.edges.starts) - 1, dtype=np.int64)
+        library("spigot.polytopes.kernels.hypergraph").heights(self.edges, most)
+        return most
+
     def targets(self, lengths: Tensor | None, count: int) -> Targets:
         """The goals of `count` instances; without lengths, that of the largest size."""
         if lengths is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from spigot.polytopes import (
     Alignment,
     ConstituencyTree,
+    Euclidean,
     Gibbs,
     Hull,
     Hypergraph,
@@ -21,7 +22,9 @@ from spigot.polytopes import (
     ProjectiveTree,
     SemiMarkov,
 )
-from spigot.polytopes.dynamic import DynamicProgram
+from spigot.polytopes.dynamic import BestDerivation, DynamicProgram, InsideOutside
+from spigot.polytopes.levels import LevelwiseSums, LevelwiseViterbi
+from spigot.polytopes.posing import pose
 from spigot.polytopes.solvers import Highs
 from spigot.testing import check
 from tests import derivations
@@ -458,6 +461,50 @@ def test_a_user_declares_a_trellis() -> None:
     scores = normal(chain, 4)
     close(chain.marginals(scores), scores.softmax(-1))
     close(chain.project(scores).sum(-1), torch.ones(4, 3).double())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@every_size
+def test_levels_equal_the_compiled_loops(
+    polytope: DynamicProgram, lengths: Tensor, masked: bool
+) -> None:
+    for scale in (1.0, 100.0, 1e4):
+        scores = normal(polytope, len(lengths), scale=scale)
+        keep = polytope.sample(torch.zeros_like(scores), lengths=lengths) > 0
+        keep |= normal(polytope, len(lengths), seed=2) > 0
+        problem = pose(polytope, scores, None, lengths, keep if masked else None)
+        compiled, levelwise = BestDerivation().solve(problem), LevelwiseViterbi().solve(problem)
+        assert torch.equal(compiled.value, levelwise.value)
+        assert compiled.objective is not None and levelwise.objective is not None
+        close(compiled.objective, levelwise.objective)
+        compiled, levelwise = InsideOutside().solve(problem), LevelwiseSums().solve(problem)
+        close(compiled.value, levelwise.value)
+        assert compiled.objective is not None and levelwise.objective is not None
+        close(compiled.objective, levelwise.objective)
+        direction = normal(polytope, len(lengths), seed=3)
+        pulled = [road.vjp(problem, compiled, direction) for road in (InsideOutside(), LevelwiseSums())]
+        close(pulled[0], pulled[1], 1e-9 * scale)
+        if masked:
+            assert bool((pulled[1][~keep] == 0).all())
+            with pytest.raises(NoStructure):
+                LevelwiseSums().solve(pose(polytope, scores, None, lengths, torch.zeros_like(keep)))
+
+
+def test_levels_leave_counts_samples_and_lists_to_the_compiled_loops() -> None:
+    scores = normal(REPEATED, 3)
+    problem = pose(REPEATED, scores, None)
+    assert torch.equal(LevelwiseViterbi().solve(problem).value, REPEATED.maximize(scores))
+    assert torch.equal(LevelwiseSums().top_k(problem, 2), REPEATED.top_k(scores, 2))
+    drawn = LevelwiseSums().sample(problem, 4, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, REPEATED.sample(scores, (4,), generator=torch.Generator().manual_seed(0)))
+
+
+def test_quadratic_on_the_tags_alone() -> None:
+    chain, hull = SemiMarkov(4, 2, 3), derivations.semimarkov_chains(4, 2, 3)
+    omega = Euclidean(of=SemiMarkov.tags)
+    scores = normal(chain, 3)
+    found = SemiMarkov.tags.apply(chain.maximize(scores, omega))
+    close(found, SemiMarkov.tags.apply(hull.maximize(scores, omega)), 1e-6)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import numpy as np
 from spigot.polytopes.kernels.compiled import kernel
 from spigot.polytopes.program import Edges
 
-__all__ = ["best", "covariance", "draw", "k_best", "marginals", "most_choices"]
+__all__ = ["best", "covariance", "draw", "heights", "k_best", "marginals", "most_choices"]
 
 LOG2_E = 1.4426950408889634
 LN2 = 0.6931471805599453
@@ -266,6 +266,18 @@ def covariance(
                 reach[right[e]] += flow
         for p in range(1, used[i] + 1):
             out[i, slots[p]] = count[p]
+
+
+@kernel
+def heights(edges: Edges, out: np.ndarray) -> None:
+    """How many nodes, at most, a derivation of each node has below one another."""
+    starts, left, right, _, _ = edges
+    out[0] = 0
+    for node in range(1, len(starts) - 1):
+        most = 0
+        for e in range(starts[node], starts[node + 1]):
+            most = max(most, out[left[e]], out[right[e]])
+        out[node] = most + 1
 
 
 @kernel
