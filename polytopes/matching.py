@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes.arrays import contiguous, library, tensor
-from spigot.polytopes.bipartite import Best, Bipartite, Sums, masks
-from spigot.polytopes.errors import whole_numbers
+from spigot.polytopes.bipartite import Best, Bipartite, Sums, masks, posed
+from spigot.polytopes.dispatch import Road, rule
+from spigot.polytopes.errors import unsupported, whole_numbers
+from spigot.polytopes.kernels import matchings
 from spigot.polytopes.kernels.assignment import assign
 from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.posing import check_event
-from spigot.polytopes.problem import Problem
+from spigot.polytopes.problem import Problem, Solution
+from spigot.polytopes.ranked_matchings import ranked_matchings
+from spigot.polytopes.regularizers import Gibbs
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -61,6 +65,8 @@ class Matching(Bipartite):
         projector over the Birkhoff polytope" (2020).
         Shannon: Sinkhorn and Knopp, "Concerning nonnegative matrices and doubly stochastic matrices"
         (1967); Cuturi, "Sinkhorn distances" (NeurIPS 2013).
+        Gibbs, a permanent: Ryser, "Combinatorial mathematics" (1963), chapter 2; the k best: Murty,
+        "An algorithm for ranking all the assignments in order of increasing cost" (1968).
     """
 
     n: int
@@ -175,7 +181,119 @@ class Matching(Bipartite):
         prices = np.zeros((n, rows)), np.zeros((n, columns))
         found = np.zeros(n, dtype=np.bool_)
         over_instances(assign, n, *sums.problem, self.perfect, match, *prices, found)
-        labels = tensor(match)[..., None]
-        value = torch.zeros(n, rows, columns, dtype=dtype)
-        value.scatter_(2, labels.clamp_min(0), (labels >= 0).to(dtype))
-        return Best(value, *prices, found)
+        return Best(_one_hot(tensor(match), columns, dtype), *prices, found)
+
+
+def _one_hot(match: Tensor, columns: int, dtype: torch.dtype) -> Tensor:  # (*batch, n, columns)
+    """0/1 matrices from each row's column `(*batch, n)`, -1 where unmatched."""
+    labels = match[..., None]
+    value = torch.zeros(*match.shape, columns, dtype=dtype)
+    return value.scatter_(-1, labels.clamp_min(0), (labels >= 0).to(dtype))
+
+
+MOST_SUMS = 1 << 22  # of the programme over subsets: 32 MiB
+
+
+@rule(Matching, Gibbs)
+class MatchingGibbs(Road):
+    """Sums over all matchings: the permanent and its relatives, exact for small sides."""
+
+    name = "programme over subsets of the smaller side"
+    cost = "O(2^k k m), k the smaller side and m the larger"
+    devices = ("cpu",)
+    native = frozenset({"lengths", "params"})
+
+    def solve(self, problem: Problem) -> Solution:
+        """Marginals and the log-partition."""
+        sums, best = _small(problem)
+        value, total = np.zeros_like(sums.scores), np.zeros(problem.size)
+        nothing = np.empty((1, 1, 1))
+        _expect(problem, sums, best, (nothing, False, value, nothing, total))
+        return Solution.closed_form(tensor(value), tensor(total))
+
+    def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
+        """Covariance times grad: the derivative of the marginals along it."""
+        sums, best = _small(problem)
+        pulled, total = np.zeros_like(sums.scores), np.zeros(problem.size)
+        along = contiguous(grad.double())
+        _expect(problem, sums, best, (along, True, np.empty((1, 1, 1)), pulled, total))
+        return tensor(pulled)
+
+    def sample(self, problem: Problem, count: int, generator: torch.Generator | None) -> Tensor:
+        """The larger side's members one by one, from the last."""
+        sums, best = _small(problem)
+        width, depth = _extent(sums)
+        uniform = torch.rand(count, problem.size, depth + 1, generator=generator, dtype=torch.float64)
+        match = np.full((count, problem.size, problem.scores.shape[1]), -1, dtype=np.int64)
+        over_instances(
+            matchings.draw,
+            problem.size,
+            *sums.problem,
+            _perfect(problem),
+            width,
+            depth,
+            best.row_price,
+            best.column_price,
+            contiguous(uniform),
+            match,
+        )
+        return _one_hot(tensor(match), problem.scores.shape[2], problem.scores.dtype)
+
+    def top_k(self, problem: Problem, k: int) -> Tensor:
+        """By Murty's splitting: any size."""
+        sums, _ = posed(problem)
+        match = np.full((k, problem.size, problem.scores.shape[1]), -1, dtype=np.int64)
+        for i, (rows, columns) in enumerate(sums.sizes):
+            scores = sums.scores[i, :rows, :columns]
+            keep = np.ones(scores.shape, dtype=np.bool_)
+            if sums.masked:
+                keep = sums.keep[i, :rows, :columns]
+            found = ranked_matchings(scores, keep, _perfect(problem), k)
+            if len(found) < k:
+                raise ValueError(f"top_k: k = {k}, but an instance has only {len(found)} structure(s).")
+            match[:, i, :rows] = np.stack(found)
+        return _one_hot(tensor(match), problem.scores.shape[2], problem.scores.dtype)
+
+
+def _perfect(problem: Problem) -> bool:
+    assert isinstance(problem.polytope, Matching)
+    return problem.polytope.perfect
+
+
+def _extent(sums: Sums) -> tuple[int, int]:
+    """The largest smaller side and the largest larger side of the batch."""
+    return int(sums.sizes.min(1).max()), int(sums.sizes.max(1).max())
+
+
+def _small(problem: Problem) -> tuple[Sums, Best]:
+    """The arrays, if the programme over subsets is small enough.
+
+    Raises:
+        UnsupportedProblem: it is not.
+    """
+    sums, best = posed(problem)
+    width, depth = _extent(sums)
+    if (depth + 1) << width > MOST_SUMS:
+        raise unsupported(
+            problem.polytope,
+            problem.regularizer,
+            f"a sum over the matchings of {width} with {depth} takes 2^{width} * {depth + 1} terms "
+            f"(counting them is #P-hard), more than the {MOST_SUMS} allowed.",
+            "Use Shannon() (Sinkhorn) or Euclidean(), which take any size; or perturb MAP.",
+        )
+    return sums, best
+
+
+def _expect(problem: Problem, sums: Sums, best: Best, tail: tuple[np.ndarray | bool, ...]) -> None:
+    width, depth = _extent(sums)
+    over_instances(
+        matchings.expect,
+        problem.size,
+        *sums.problem,
+        _perfect(problem),
+        width,
+        depth,
+        best.row_price,
+        best.column_price,
+        *tail,
+    )
