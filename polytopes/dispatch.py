@@ -20,7 +20,7 @@ from spigot.polytopes.bounds import part_range, parts_outside
 from spigot.polytopes.errors import unsupported
 from spigot.polytopes.groups import Group, gather, members, merge, regroup, scatter
 from spigot.polytopes.problem import Problem, Solution
-from spigot.polytopes.regularizers import Convex, Gibbs, Regularizer, Separable
+from spigot.polytopes.regularizers import Convex, EuclideanOf, Gibbs, Regularizer, Separable
 
 if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
@@ -43,6 +43,10 @@ class Road:
     """Which of "lengths" and "params" it reads itself; the others are split into groups for it."""
     accelerated: ClassVar[type[Road] | None] = None
     """The road to take instead where the scores are not on the CPU."""
+
+    def lacks(self, polytope: Polytope, regularizer: Regularizer | None) -> str:
+        """What keeps this road from that problem; empty when nothing does."""
+        return ""
 
     def lacks(self, polytope: Polytope, regularizer: Regularizer | None) -> str:
         """What keeps this road from that problem; empty when nothing does."""
@@ -331,6 +335,13 @@ _WAY_OUT: dict[type[Regularizer] | None, str] = {
 
 def check_domain(polytope: Polytope, regularizer: Regularizer | None) -> None:
     """Refuses a regularizer whose domain does not hold the polytope, naming the part and its range."""
+    if isinstance(regularizer, EuclideanOf) and not regularizer.of.fits(polytope.event_shape):
+        raise unsupported(
+            polytope,
+            regularizer,
+            f"{regularizer.of} does not take parts of shape {polytope.event_shape}.",
+            "Use a linear map that the polytope's own class declares.",
+        )
     if not isinstance(regularizer, Separable) or regularizer.domain == (-torch.inf, torch.inf):
         return
     if polytope.varies:
