@@ -48,10 +48,6 @@ class Road:
         """What keeps this road from that problem; empty when nothing does."""
         return ""
 
-    def lacks(self, polytope: Polytope, regularizer: Regularizer | None) -> str:
-        """What keeps this road from that problem; empty when nothing does."""
-        return ""
-
     def solve(self, problem: Problem) -> Solution:
         """The maximisers of a batch of problems."""
         raise NotImplementedError
