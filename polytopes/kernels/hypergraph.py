@@ -109,6 +109,15 @@ def best(
 
 
 @kernel
+def _widest(starts: np.ndarray) -> int:
+    """The most edges into one node."""
+    most = 0
+    for node in range(len(starts) - 1):
+        most = max(most, starts[node + 1] - starts[node])
+    return most
+
+
+@kernel
 def _inside(
     goal: int,
     used: int,
@@ -137,7 +146,7 @@ def _inside(
         for e in range(begin, end):
             a, b, p = left[e], right[e], part[e]
             exponent = sums[a, 1] + sums[b, 1] + weight[p, 1]
-            shift[e] = exponent
+            shift[e - begin] = exponent
             chance[e] = sums[a, 0] * sums[b, 0] * weight[p, 0]
             top = max(top, exponent)
         if top == -np.inf:
@@ -148,7 +157,7 @@ def _inside(
             continue
         total = 0.0
         for e in range(begin, end):
-            below = top - shift[e]
+            below = top - shift[e - begin]
             if below <= SPAN:
                 chance[e] *= POWERS[np.uint32(below)]
             else:
@@ -182,7 +191,7 @@ def marginals(
     weight = np.empty((len(slots), 2))
     sums = np.empty((nodes, 2))
     chance = np.empty(len(left))
-    shift = np.empty(len(left))
+    shift = np.empty(_widest(starts))
     reach = np.empty(nodes)
     count = np.empty(len(slots))
     for i in range(first, last):
@@ -229,7 +238,7 @@ def covariance(
     weight = np.empty((len(slots), 2))
     sums = np.empty((nodes, 2))
     chance = np.empty(len(left))
-    shift = np.empty(len(left))
+    shift = np.empty(_widest(starts))
     mean = np.empty(nodes)  # of <direction, parts> below a node
     reach = np.empty(nodes)
     slope = np.empty(nodes)
@@ -315,7 +324,7 @@ def draw(
     weight = np.empty((len(slots), 2))
     sums = np.empty((nodes, 2))
     chance = np.empty(len(left))
-    shift = np.empty(len(left))
+    shift = np.empty(_widest(starts))
     stack = np.empty(nodes + 2, dtype=np.int64)
     for i in range(first, last):
         _read(i, used[i], edges, scores, keep, log)
@@ -409,9 +418,7 @@ def k_best(
     value = np.empty((nodes, k))
     origin = np.empty((nodes, k), dtype=np.int64)
     length = np.empty(nodes, dtype=np.int64)
-    room = 2 * k + 1
-    for node in range(1, nodes):
-        room = max(room, starts[node + 1] - starts[node] + 2 * k + 1)
+    room = _widest(starts) + 2 * k + 1
     heap = np.empty(room)
     order = np.empty(room, dtype=np.int64)
     stack = np.empty(nodes + 2, dtype=np.int64)
