@@ -13,11 +13,12 @@ from spigot.polytopes.arrays import contiguous, library, rows_where, tensor
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.dispatch import SIZED, Road, rule
 from spigot.polytopes.errors import describe_instances, whole_numbers
+from spigot.polytopes.faces import tie_tolerance
 from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.linear import LinearMap, SizeAndMap, with_maps
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
-from spigot.polytopes.regularizers import Gibbs
+from spigot.polytopes.regularizers import Euclidean, EuclideanOf, Gibbs, Regularizer, Smooth
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -316,3 +317,66 @@ def _marginals(problem: Problem, scores: np.ndarray) -> tuple[np.ndarray, np.nda
     sizes, widest = _lengths(problem), WIDEST[scores.dtype]
     over_instances(forward_backward, problem.size, scores, sizes, widest, marginals, log_z)
     return marginals, log_z
+
+
+@rule(Sequence, Euclidean, EuclideanOf)
+class TrellisProjection(Road):
+    """An interior point of the flow problem, then exact: of the arcs' norm, or of the tags'.
+
+    References:
+        Mehrotra, "On the implementation of a primal-dual interior point method" (SIAM Journal on
+        Optimization 1992).
+    """
+
+    name = "interior point on the trellis"
+    cost = "O(length tags^3) a step, 5 to 25 steps"
+    devices = ("cpu",)
+    native = SIZED
+
+    def lacks(self, polytope: Polytope, regularizer: Regularizer | None) -> str:
+        """Linear maps other than the tags' marginals."""
+        if isinstance(regularizer, EuclideanOf) and regularizer.of != Sequence.tags:
+            return f"{self.name} takes {Sequence.tags} alone, not {regularizer.of}."
+        return ""
+
+    def solve(self, problem: Problem) -> Solution:
+        """Projections in float64."""
+        from spigot.polytopes.kernels.trellis import project
+
+        scores = _arcs(problem).astype(np.float64)
+        values = np.zeros_like(scores)
+        status, steps = (np.zeros(problem.size, dtype=np.int64) for _ in range(2))
+        sizes, inner = _lengths(problem), _inner(problem)
+        over_instances(project, problem.size, scores, sizes, inner, values, status, steps)
+        empty = np.flatnonzero(status == NO_PATH)
+        if len(empty):
+            raise problem.no_structure(empty.tolist())
+        y, omega = tensor(values), problem.regularizer
+        assert isinstance(omega, Smooth)
+        return Solution(
+            y,
+            tensor(status),
+            tensor(steps),
+            objective=(problem.scores * y).flatten(1).sum(1) - omega.total(y),
+            gradient=omega.gradient(y),
+        )
+
+    def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
+        """On the exposed face: the circulations on the arcs of paths that are best at s - grad Omega."""
+        from spigot.polytopes.kernels.trellis import face_projector
+
+        assert solution.gradient is not None
+        slopes = _arcs(problem) - contiguous(solution.gradient.double())
+        pulled = np.zeros_like(slopes)
+        sizes, inner, near = _lengths(problem), _inner(problem), tie_tolerance(problem.scores.dtype)
+        pull = contiguous(grad.double())
+        over_instances(face_projector, problem.size, slopes, sizes, inner, near, pull, pulled)
+        return tensor(pulled)
+
+
+NO_PATH = 3
+
+
+def _inner(problem: Problem) -> int:
+    """1 where the norm is that of the tags' marginals."""
+    return int(isinstance(problem.regularizer, EuclideanOf))
