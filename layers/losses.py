@@ -13,7 +13,7 @@ from spigot.polytopes.arrays import rows_where
 from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.posing import check_event, check_finite, pose
 from spigot.polytopes.problem import Problem
-from spigot.polytopes.regularizers import Convex, Separable
+from spigot.polytopes.regularizers import Convex, Smooth
 from spigot.pullback.steps import road
 
 __all__ = ["FenchelYoungLoss"]
@@ -138,8 +138,8 @@ def _check_inside(problem: Problem, inside: Tensor) -> None:
 
 def _penalty(problem: Problem, y: Tensor) -> Tensor:  # (n,)
     regularizer = problem.regularizer
-    if isinstance(regularizer, Separable):
-        return regularizer.value(y.clamp(*regularizer.domain)).flatten(1).sum(1)
+    if isinstance(regularizer, Smooth):
+        return regularizer.total(y)
     if isinstance(regularizer, Convex):
         return torch.stack([regularizer.value(row) for row in y]) if len(y) else y.new_zeros(0)
     assert regularizer is None or isinstance(regularizer, Gibbs)

@@ -17,7 +17,7 @@ from spigot.polytopes.dispatch import Road, Route, Solver
 from spigot.polytopes.errors import ConvergenceError, describe_instances, unsupported
 from spigot.polytopes.posing import check_event, check_finite, detached, pose
 from spigot.polytopes.problem import Problem, Solution, Status
-from spigot.polytopes.regularizers import Euclidean, Gibbs, Regularizer, Separable
+from spigot.polytopes.regularizers import Euclidean, Gibbs, Regularizer, Smooth
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -274,7 +274,7 @@ class Polytope:
         road = dispatch.choose(self, regularizer, solver)
         problem = detached(pose(self, scores, regularizer, lengths, keep, params))
         solution = empty_or(road, problem)
-        if solution.gap is None and (regularizer is None or isinstance(regularizer, Separable)):
+        if solution.gap is None and (regularizer is None or isinstance(regularizer, Smooth)):
             solution = _certified(problem, solution)
         if throw:
             check_converged(road, problem, solution)
@@ -518,7 +518,7 @@ class Polytope:
             >>> Simplex(2).gap(y, s, Euclidean())
             tensor(1.)
         """
-        if regularizer is not None and not isinstance(regularizer, Separable):
+        if regularizer is not None and not isinstance(regularizer, Smooth):
             raise unsupported(
                 self,
                 regularizer,
@@ -622,7 +622,7 @@ def certificate(problem: Problem, y: Tensor, gradient: Tensor | None = None) -> 
     if n == 0:
         return y.new_zeros(0)
     slope = problem.scores
-    if isinstance(problem.regularizer, Separable):
+    if isinstance(problem.regularizer, Smooth):
         gradient = problem.regularizer.gradient(y) if gradient is None else gradient.to(y)
         slope = (slope - gradient).nan_to_num(posinf=1e15, neginf=-1e15)
     if problem.mask is not None:

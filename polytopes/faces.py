@@ -13,7 +13,7 @@ inside the exposed face, an element of the B-subdifferential. Every road uses th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,18 @@ from torch import Tensor
 
 from spigot.polytopes.arrays import library, tensor
 
-__all__ = ["DENSE_ENTRIES", "Face", "Hyperplanes", "Span", "pull_through_faces", "tie_tolerance"]
+if TYPE_CHECKING:
+    from spigot.polytopes.linear import LinearMap
+
+__all__ = [
+    "DENSE_ENTRIES",
+    "Face",
+    "Hyperplanes",
+    "Span",
+    "pull_through_faces",
+    "pull_through_map",
+    "tie_tolerance",
+]
 
 
 def tie_tolerance(dtype: torch.dtype) -> float:
@@ -134,3 +145,21 @@ def pull_through_faces(
             kept = slice(None) if keep is None else keep[i].cpu().numpy()
             pulled[i, kept] = face.pull(grads[i, kept], spreads[i, kept])
     return tensor(pulled).to(grad)
+
+
+def pull_through_map(
+    faces: tuple[Face, ...], grad: Tensor, of: LinearMap, keep: Tensor | None
+) -> Tensor:  # (n, *event) -> (n, *event)
+    r"""U (U' T'T U)^+ U' grad: the derivative for |T y|^2 / 2, U spanning the face's directions."""
+    pulled = torch.zeros(grad.shape, dtype=torch.float64)
+    for i, face in enumerate(faces):
+        assert isinstance(face, Span)
+        kept = torch.ones(grad[i].numel(), dtype=torch.bool) if keep is None else keep[i].flatten().cpu()
+        directions = torch.zeros(len(face.directions), grad[i].numel(), dtype=torch.float64)
+        directions[:, kept] = tensor(face.directions)
+        image = of.apply(directions.reshape(-1, *grad.shape[1:])).flatten(1)
+        along = directions @ grad[i].flatten().double().cpu()
+        inverse: Tensor = cast(Any, torch.linalg).pinv(image @ image.T, rtol=1e-9, hermitian=True)
+        weights = inverse @ along
+        pulled[i] = (directions.T @ weights).reshape(grad.shape[1:])
+    return pulled.to(grad)

@@ -13,7 +13,6 @@ from spigot.polytopes.arrays import tensor
 from spigot.polytopes.dispatch import choose
 from spigot.polytopes.faces import Face, Span
 from spigot.polytopes.problem import Problem, Solution
-from spigot.polytopes.regularizers import Separable
 from spigot.polytopes.solvers.highs import generic_objective
 
 __all__ = ["exposed_faces"]
@@ -51,7 +50,7 @@ class _Growing:
 def exposed_faces(problem: Problem, solution: Solution) -> tuple[Face, ...]:
     """One face an instance, over the parts that `keep` leaves; the problem is on the CPU."""
     assert solution.support is not None and solution.weights is not None
-    assert isinstance(problem.regularizer, Separable) and solution.gradient is not None
+    assert solution.gradient is not None
     n, d = problem.flat_scores.shape
     y = solution.value.double().flatten(1).numpy()
     gradient = solution.gradient.double().flatten(1).numpy()

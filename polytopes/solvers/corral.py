@@ -1,8 +1,8 @@
-r"""The mixture of vertices that an active-set method holds for one instance.
+r"""The mixture of vertices that fully-corrective Frank-Wolfe holds for one instance.
 
 minimise F(w) = sum phi(y) - <s, y>, y = V'w, over weights w >= 0, sum w = 1. Newton's step on the
 weights solves (D H D') u = D (s - phi'(y)) for the differences D of vertices to the first one and
-H = phi''(y). For `Euclidean` one full step is exact, and this is Wolfe's algorithm (1976).
+H = phi''(y).
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ class Corral:
         self.free: Array = free
         self.vertices: Array = vertices
         self.weights: Array = np.full(len(vertices), 1 / len(vertices))
-        if not self._quadratic:
-            self._thin()
+        self._thin()
 
     @property
     def y(self) -> Array:
@@ -80,16 +79,15 @@ class Corral:
 
         (Newton's method alone could not leave y_i = 0 where phi'' is infinite there.)
         """
-        weight = 0.0 if self._quadratic else self._share(vertex)
+        weight = self._share(vertex)
         self.vertices = np.vstack([self.vertices, vertex])
         self.weights = np.append((1 - weight) * self.weights, weight)
-        if not self._quadratic:
-            self._thin()
+        self._thin()
 
     def _thin(self) -> None:
         """Drops vertices, y kept, until the rest are affinely independent (Caratheodory).
 
-        Wolfe's algorithm keeps them so by itself; a steep regularizer never drops a vertex.
+        (A steep regularizer's weights never reach 0, so nothing else drops a vertex.)
         """
         while len(self.weights) > 1:
             lifted = np.hstack([self.vertices, np.ones((len(self.weights), 1))])
@@ -134,11 +132,10 @@ class Corral:
         move[others] = shift
         reach = _reach(self.weights, move)
         step = self._backtrack(move, min(1.0, reach, INSIDE * self._room(move)), decrement)
-        exact = step == 1.0 and self._quadratic
         moved = self.weights + step * move
         emptied = (move < 0) & (moved <= 1e-14 * self.weights) if step == reach else moved < 0
         self._keep(~emptied, moved)
-        return step > 0 and not exact
+        return step > 0
 
     def _room(self, move: Array) -> float:
         """How far along the move a steep regularizer's domain reaches."""
@@ -148,13 +145,7 @@ class Corral:
         y, shift = self.y[self.free], (move @ self.vertices)[self.free]
         return min(_reach(y - low, shift), _reach(high - y, -shift))
 
-    @property
-    def _quadratic(self) -> bool:
-        return self.regularizer.domain == (-np.inf, np.inf)
-
     def _curvature(self) -> Array:
-        if self._quadratic:
-            return np.ones_like(self.scores)
         spread = self.regularizer.spread(tensor(self._inside(self.y, TINY, ROUND))).numpy()
         return np.where(self.free, 1 / np.maximum(spread, TINY), 0.0)
 
@@ -167,8 +158,6 @@ class Corral:
         return float(self.regularizer.value(tensor(y)).sum()) - float(self.scores @ y)
 
     def _backtrack(self, move: Array, step: float, decrement: float) -> float:
-        if self._quadratic:
-            return step
         start = self._objective(self.weights)
         noise = 1e-15 * (1 + abs(start))
         least = 1e-12 * step
