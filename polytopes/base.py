@@ -436,7 +436,7 @@ class Polytope:
             if problem.size and count
             else problem.scores.new_zeros(count, *problem.scores.shape)
         )
-        return drawn.reshape(*sample_shape, *scores.shape).to(scores.dtype)
+        return drawn.reshape(*sample_shape, *scores.shape).to(scores.device, scores.dtype)
 
     def top_k(
         self,
@@ -468,7 +468,7 @@ class Polytope:
             if problem.size
             else problem.scores.new_zeros(k, *problem.scores.shape)
         )
-        return best.reshape(k, *scores.shape).to(scores.dtype)
+        return best.reshape(k, *scores.shape).to(scores.device, scores.dtype)
 
     def contains(
         self,

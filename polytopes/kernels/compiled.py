@@ -20,4 +20,3 @@ def kernel(function: F) -> F:
     kept on disk for the next process.
     """
     return library("numba").njit(function, nogil=True, cache=True, error_model="numpy")
-

@@ -68,8 +68,7 @@ def over_instances(kernel: Callable[..., Any], count: int, *arrays: Any) -> None
     slices = min(count, SLICES * threads)
     edges = [count * i // slices for i in range(slices + 1)]
     tasks = [
-        _pool.executor(threads).submit(kernel, first, last, *arrays)
-        for first, last in pairwise(edges)
+        _pool.executor(threads).submit(kernel, first, last, *arrays) for first, last in pairwise(edges)
     ]
     for task in tasks:
         task.result()
