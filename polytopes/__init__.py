@@ -37,6 +37,7 @@ from spigot.polytopes.sequence import Sequence
 from spigot.polytopes.simplex import Simplex
 from spigot.polytopes.spanning_tree import SpanningTree
 from spigot.polytopes.subset import Hypercube, Subset
+from spigot.polytopes.transport import Transport
 from spigot.polytopes.tree import Arborescence
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "SpanningTree",
     "Status",
     "Subset",
+    "Transport",
     "Tsallis",
     "UnboundedPolytope",
     "UnsupportedProblem",

@@ -20,7 +20,7 @@ from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Euclidean, Shannon
 
-__all__ = ["Best", "Bipartite", "Sums"]
+__all__ = ["Best", "BestVertex", "Bipartite", "Sums", "masks", "posed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +92,14 @@ def posed(problem: Problem) -> tuple[Sums, Best]:
     return sums, best
 
 
-def solution(problem: Problem, value: np.ndarray, error: np.ndarray, steps: np.ndarray) -> Solution:
+def _solution(
+    problem: Problem, sums: Sums, value: np.ndarray, error: np.ndarray, steps: np.ndarray
+) -> Solution:
     """The kernel's answer; sums that are off by more than rounding are no convergence."""
     assert isinstance(problem.regularizer, Euclidean | Shannon)
     y = tensor(value)
-    failed = tensor(error) > TOLERANCE
+    largest = np.maximum(sums.row_mass.max(1), sums.column_mass.max(1))
+    failed = tensor(error > TOLERANCE * largest)
     status = torch.where(failed, int(Status.INACCURATE), int(Status.CONVERGED))
     objective = (problem.scores.double() * y).flatten(1).sum(1) - problem.regularizer.total(y)
     return Solution(y, status, tensor(steps), objective=objective)
@@ -105,12 +108,9 @@ def solution(problem: Problem, value: np.ndarray, error: np.ndarray, steps: np.n
 TOLERANCE = 1e-10  # of row and column sums, relative to the largest mass
 
 
-@rule(Bipartite, None)
 class BestVertex(Road):
     """A vertex of largest score."""
 
-    name = "shortest augmenting paths"
-    cost = "O(n^3) for matchings"
     devices = ("cpu",)
     native = frozenset({"lengths", "params"})
 
@@ -174,7 +174,7 @@ class BipartiteProjection(BipartiteRoad):
             steps,
             error,
         )
-        found = solution(problem, value, error, steps)
+        found = _solution(problem, sums, value, error, steps)
         duals = tensor(np.concatenate(prices, axis=1))
         return replace(found, gradient=found.value, duals=duals)
 
@@ -213,7 +213,7 @@ class BipartiteEntropy(BipartiteRoad):
         prices = best.row_price, best.column_price
         written = value, gradient, steps, error
         over_instances(sinkhorn.scale, len(value), *sums.problem, *sums.masses, *prices, *written)
-        found = solution(problem, value, error, steps)
+        found = _solution(problem, sums, value, error, steps)
         duals = tensor(np.concatenate(prices, axis=1))
         return replace(found, gradient=tensor(gradient), duals=duals)
 
@@ -239,11 +239,10 @@ class BipartiteEntropy(BipartiteRoad):
 
 def _usable(sums: Sums, best: Best) -> Sums:
     """Without the entries that are 0 all over M: no multiplier would make them so."""
-    n, rows, columns = sums.scores.shape
-    empty = bool((sums.row_mass == 0).any() or (sums.column_mass == 0).any())
-    if not sums.masked and not empty:
+    if not sums.masked:
         return sums
-    keep = np.broadcast_to(sums.keep, (n, rows, columns)).copy()
+    n = len(sums.scores)
+    keep = sums.keep.copy()
     value = contiguous(best.value.double())
     over_instances(bipartite_face.usable, n, keep, sums.sizes, *sums.masses, value)
     return replace(sums, keep=keep, masked=True)

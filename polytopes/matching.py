@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes.arrays import contiguous, library, tensor
-from spigot.polytopes.bipartite import Best, Bipartite, Sums, masks, posed
+from spigot.polytopes.bipartite import Best, BestVertex, Bipartite, Sums, masks, posed
 from spigot.polytopes.dispatch import Road, rule
 from spigot.polytopes.errors import unsupported, whole_numbers
 from spigot.polytopes.kernels import matchings
@@ -189,6 +189,14 @@ def _one_hot(match: Tensor, columns: int, dtype: torch.dtype) -> Tensor:  # (*ba
     labels = match[..., None]
     value = torch.zeros(*match.shape, columns, dtype=dtype)
     return value.scatter_(-1, labels.clamp_min(0), (labels >= 0).to(dtype))
+
+
+@rule(Matching, None)
+class AugmentingPaths(BestVertex):
+    """A matching of largest score."""
+
+    name = "shortest augmenting paths"
+    cost = "O(n^3), usually much less"
 
 
 MOST_SUMS = 1 << 22  # of the programme over subsets: 32 MiB

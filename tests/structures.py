@@ -32,6 +32,7 @@ from spigot.polytopes import (
     Simplex,
     SpanningTree,
     Subset,
+    Transport,
 )
 from tests import derivations
 
@@ -163,6 +164,14 @@ def matchings(n: int, m: int, perfect: bool = True) -> Hull:
     return Hull(points[fits & (points.sum((1, 2)) == min(n, m))] if perfect else points[fits])
 
 
+def plans(row: list[float], column: list[float]) -> Facets:
+    """The transport plans by their constraints alone."""
+    return Facets(
+        lambda y: [y >= 0, cp.sum(y, axis=1) == row, cp.sum(y, axis=0) == column],
+        (len(row), len(column)),
+    )
+
+
 STRUCTURES = [
     Row("simplex", Simplex(4), Hull(torch.eye(4))),
     Row("simplex of one", Simplex(1), Hull([[1.0]])),
@@ -196,4 +205,6 @@ STRUCTURES = [
     Row("matching, wide", Matching(2, 3), matchings(2, 3)),
     Row("matching, tall", Matching(4, 2), matchings(4, 2)),
     Row("matching, partial", Matching(2, 3, perfect=False), matchings(2, 3, perfect=False)),
+    Row("transport", Transport([1.0, 2.0], [0.5, 1.5, 1.0]), plans([1.0, 2.0], [0.5, 1.5, 1.0])),
+    Row("transport, empty row", Transport([1.0, 0.0], [0.5, 0.5]), plans([1.0, 0.0], [0.5, 0.5])),
 ]
