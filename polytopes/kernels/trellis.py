@@ -6,8 +6,8 @@ with h = 1 and no u for `Euclidean()`; for `Euclidean(of=Sequence.tags)` h = 0, 
 through the nodes: a node becomes two, with an arc of flow u between them. A Newton step solves a
 system of the graph's arcs, weighted by y / (h y + z) and by 1: `layered` does, in O(length tags^3).
 
-Mehrotra's predictor and corrector (1992) from a point that is feasible for y and z; then Newton's
-method on the potentials x alone, y = (s + A'x)+, which ends exactly.
+Mehrotra's predictor and corrector (1992) from a point that is feasible for y and z; then the arcs
+with y > 0 are known but for a few, and solving for them alone ends at the projection itself.
 """
 
 from __future__ import annotations
@@ -122,37 +122,24 @@ def _start(s: Array, length: int, inner: int, y: Array, z: Array, x: Array) -> N
 
 
 @kernel
-def _direction(
-    y: float, z: float, h: float, lack: float, affine: float, along: float, second: float, target: float
-) -> tuple[float, float]:
-    """An arc's (dy, dz) from differences of dx: yz + z dy + y dz = target - second dy' dz'.
-
-    (dy', dz') is the predictor's step, `affine`.
-    """
-    weight = y / (h * y + z)
-    product = target - y * z
-    if second > 0.0:
-        dy = weight * (affine - lack - z)
-        product += second * dy * (z + z * dy / y)
-    dy = weight * (along - lack + product / y)
-    return dy, (product - z * dy) / y
-
-
-@kernel
-def _balance(
+def _aim(
     s: Array,
     length: int,
     inner: int,
+    x: Array,
     y: Array,
     z: Array,
-    x: Array,
-    affine: Array,
-    second: float,
+    dy: Array,
+    dz: Array,
+    second: bool,
     target: float,
     weights: Array,
     rhs: Array,
 ) -> None:
-    """The weights and the right-hand side of a step's system."""
+    """The system of the step that makes yz = target: to first order, or with the predictor's `second`.
+
+    (dy, dz) is the predictor's step; what z dy + y dz shall be is left in dz.
+    """
     tags = s.shape[1]
     h = 1.0 - inner
     rhs[:] = 0.0
@@ -163,14 +150,17 @@ def _balance(
             for j in range(tags):
                 weights[layer, i, j] = 0.0
                 if y[t, i, j] > 0.0:
-                    slope = s[t, i, j] + x[layer, i] - x[layer + 1, j]
-                    lack = h * y[t, i, j] - slope - z[t, i, j]
-                    along = affine[layer, i] - affine[layer + 1, j]
-                    flow, _ = _direction(y[t, i, j], z[t, i, j], h, lack, along, 0.0, second, target)
-                    flow += y[t, i, j]
-                    weights[layer, i, j] = y[t, i, j] / (h * y[t, i, j] + z[t, i, j])
+                    a, b = y[t, i, j], z[t, i, j]
+                    lack = h * a - s[t, i, j] - x[layer, i] + x[layer + 1, j] - b
+                    product = target - a * b
+                    if second:
+                        product -= dy[t, i, j] * dz[t, i, j]
+                    weight = a / (h * a + b)
+                    flow = weight * (product / a - lack) + a
+                    weights[layer, i, j] = weight
                     rhs[layer, i] -= flow
                     rhs[layer + 1, j] += flow
+                    dz[t, i, j] = product
         if inner:
             for j in range(tags):
                 flow = x[layer + 1, j] - x[layer + 2, j]
@@ -179,19 +169,19 @@ def _balance(
 
 
 @kernel
-def _reach(
+def _follow(
     s: Array,
     length: int,
     inner: int,
+    x: Array,
     y: Array,
     z: Array,
-    x: Array,
-    affine: Array,
     dx: Array,
-    second: float,
-    target: float,
+    dy: Array,
+    dz: Array,
+    weights: Array,
 ) -> tuple[float, float]:
-    """How far y and z stay nonnegative, at most 1, and <y, z> at that point."""
+    """The step (dy, dz) of potentials dx; how far, up to 1, y and z stay positive; <y, z> there."""
     tags = s.shape[1]
     h = 1.0 - inner
     far, gap, linear, square = 1.0, 0.0, 0.0, 0.0
@@ -202,9 +192,10 @@ def _reach(
                 if y[t, i, j] > 0.0:
                     a, b = y[t, i, j], z[t, i, j]
                     lack = h * a - s[t, i, j] - x[layer, i] + x[layer + 1, j] - b
-                    first = affine[layer, i] - affine[layer + 1, j]
                     along = dx[layer, i] - dx[layer + 1, j]
-                    da, db = _direction(a, b, h, lack, first, along, second, target)
+                    da = weights[layer, i, j] * (along - lack + dz[t, i, j] / a)
+                    db = (dz[t, i, j] - b * da) / a
+                    dy[t, i, j], dz[t, i, j] = da, db
                     if far * da < -a:
                         far = -a / da
                     if far * db < -b:
@@ -217,32 +208,16 @@ def _reach(
 
 @kernel
 def _advance(
-    s: Array,
-    length: int,
-    inner: int,
-    y: Array,
-    z: Array,
-    x: Array,
-    affine: Array,
-    dx: Array,
-    second: float,
-    target: float,
-    step: float,
+    length: int, inner: int, step: float, x: Array, y: Array, z: Array, dx: Array, dy: Array, dz: Array
 ) -> None:
     """The step itself."""
-    tags = s.shape[1]
-    h = 1.0 - inner
+    tags = y.shape[1]
     for t in range(length):
-        layer = t * (1 + inner)
         for i in range(1 if t == 0 else tags):
             for j in range(tags):
                 if y[t, i, j] > 0.0:
-                    a, b = y[t, i, j], z[t, i, j]
-                    lack = h * a - s[t, i, j] - x[layer, i] + x[layer + 1, j] - b
-                    first = affine[layer, i] - affine[layer + 1, j]
-                    along = dx[layer, i] - dx[layer + 1, j]
-                    da, db = _direction(a, b, h, lack, first, along, second, target)
-                    y[t, i, j], z[t, i, j] = a + step * da, b + step * db
+                    y[t, i, j] += step * dy[t, i, j]
+                    z[t, i, j] += step * dz[t, i, j]
     for layer in range(length * (1 + inner)):
         for i in range(tags):
             x[layer, i] += step * dx[layer, i]
@@ -448,7 +423,7 @@ def project(
     weights, within = np.zeros((deepest, tags, tags)), np.empty((deepest, tags, tags))
     ahead, degree = np.empty((deepest, tags, tags)), np.empty((deepest, tags))
     x, dx = np.empty((deepest + 1, tags)), np.empty((deepest + 1, tags))
-    affine, trial = np.empty((deepest + 1, tags)), np.empty((deepest + 1, tags))
+    dy, dz, trial = np.empty_like(y), np.empty_like(y), np.empty_like(x)
     for t in range(most * inner):
         for j in range(tags):
             weights[2 * t + 1, j, j] = 1.0
@@ -456,7 +431,7 @@ def project(
         length = lengths[b]
         status[b] = 2
         # an arc of the answer loses at most `length` to the best path: <s - grad, v> is largest at both
-        if _reduce(scores[b], length, length + 1.0, s, dx, affine) == -np.inf:
+        if _reduce(scores[b], length, length + 1.0, s, dx, trial) == -np.inf:
             status[b] = 3
             continue
         depth = length * (1 + inner)
@@ -478,21 +453,21 @@ def project(
                 if gap <= SMALLEST_GAP:
                     break
                 try_at = 1e-2 * gap
-            _balance(s, length, inner, y, z, x, x, 0.0, 0.0, weights, affine)
+            _aim(s, length, inner, x, y, z, dy, dz, False, 0.0, weights, dx)
             eliminate(weights, depth, within, ahead, degree)
-            substitute(depth, within, ahead, degree, affine)
-            after = _reach(s, length, inner, y, z, x, affine, affine, 0.0, 0.0)[1]
-            second, target = 1.0, (after / gap) ** 3 * gap / arcs
-            _balance(s, length, inner, y, z, x, affine, second, target, weights, dx)
-            substitute(depth, within, ahead, degree, dx)
-            far, after = _reach(s, length, inner, y, z, x, affine, dx, second, target)
-            if after > ENOUGH * gap:  # far from the central path the second order may lead astray
-                second, target = 0.0, CENTRE * gap / arcs
-                _balance(s, length, inner, y, z, x, affine, second, target, weights, dx)
+            after, far = gap, 0.0
+            for attempt in range(3):  # the predictor, the corrector, and where that leads astray
+                if attempt == 1:
+                    target = (after / gap) ** 3 * gap / arcs
+                    _aim(s, length, inner, x, y, z, dy, dz, True, target, weights, dx)
+                elif attempt == 2:
+                    target = CENTRE * gap / arcs
+                    _aim(s, length, inner, x, y, z, dy, dz, False, target, weights, dx)
                 substitute(depth, within, ahead, degree, dx)
-                far = _reach(s, length, inner, y, z, x, affine, dx, second, target)[0]
-            step_size = min(1.0, INSIDE * far)
-            _advance(s, length, inner, y, z, x, affine, dx, second, target, step_size)
+                far, after = _follow(s, length, inner, x, y, z, dx, dy, dz, weights)
+                if attempt == 1 and after <= ENOUGH * gap:
+                    break
+            _advance(length, inner, min(1.0, INSIDE * far), x, y, z, dx, dy, dz)
 
 
 @kernel
