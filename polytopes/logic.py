@@ -21,16 +21,19 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from spigot.polytopes.arrays import library, rows_where
+from spigot.polytopes.arrays import contiguous, library, rows_where, tensor
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.clauses import ANY, ONE, SOME, Clause, Directions, softplus
 from spigot.polytopes.dispatch import SIZED, Road, rule
 from spigot.polytopes.errors import whole_numbers
 from spigot.polytopes.faces import tie_tolerance
 from spigot.polytopes.index_sets import decode_sets, encode_sets
+from spigot.polytopes.kernels import logic as kernels
+from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Euclidean, Gibbs
 
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AndOut", "AtMostOne", "Imply", "Logic", "Or", "OrOut", "Xor", "XorOut"]
 
+GATES = ("none", "hidden", "last")
 LISTED = 10  # parts up to which the 2^d candidates are listed
 T = TypeVar("T", bound="tuple[Tensor, ...]")
 
@@ -523,9 +527,8 @@ def _draw(clause: Clause, scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tens
     return clause.sample(scores, uniform.transpose(0, 1)).transpose(0, 1), clause.log_partition(scores)
 
 
-@rule(Logic, Euclidean)
-class LogicProjection(Road):
-    """A box or a simplex, found by one comparison; behind a visible gate by two."""
+class BatchedProjection(Road):
+    """A box or a simplex, found by one comparison; behind a visible gate by two. Plain torch."""
 
     name = "closed-form projection"
     cost = "O(d log d)"
@@ -551,9 +554,8 @@ class LogicProjection(Road):
         scores = problem.scores.double()
         slope = torch.where(form.flipped, -1.0, 1.0) * (scores - solution.value.double())
         inputs, gate = form.entering(slope)
-        noise = 4 * torch.finfo(torch.float64).eps * scores.abs().amax(1, keepdim=True)
-        tie = tie_tolerance(problem.scores.dtype) + noise
-        free, held, linked, value = form.each(_directions, inputs, tie.expand(-1, 1))
+        tie = _tie(problem)[:, None]
+        free, held, linked, value = form.each(_directions, inputs, tie)
         directions = Directions(free, held, linked, value)
         by_inputs, by_gate = form.gradient(grad.double())
         lift = gate + value
@@ -563,6 +565,66 @@ class LogicProjection(Road):
         shut = (form.gated & (lift < -tie[:, 0]))[:, None]
         moved = torch.where(ajar, both, torch.where(shut, 0.0, moved))
         return form.pulled(moved, torch.where(ajar[:, 0], swung, 0.0))
+
+
+@rule(Logic, Euclidean)
+class LogicProjection(Road):
+    """The same as `BatchedProjection`, compiled."""
+
+    name = "closed-form projection"
+    cost = "O(d)"
+    devices = ("cpu",)
+    native = SIZED
+    accelerated = BatchedProjection
+
+    def solve(self, problem: Problem) -> Solution:
+        """The projection of z's targets, reflected back."""
+        scores = problem.scores
+        y = np.zeros(scores.shape)
+        empty = np.zeros(problem.size, dtype=bool)
+        over_instances(kernels.project, problem.size, contiguous(scores), *_shared(problem), y, empty)
+        if empty.any():
+            raise problem.no_structure(rows_where(tensor(empty)))
+        value = tensor(y)
+        return Solution.closed_form(value, (scores.double() * value - 0.5 * value * value).sum(1), value)
+
+    def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
+        """The orthogonal projection onto the directions of the face that s - y exposes."""
+        slopes = problem.scores.double() - solution.value.double()
+        pulled = np.zeros(slopes.shape)
+        over_instances(
+            kernels.pull,
+            problem.size,
+            contiguous(slopes),
+            contiguous(grad.double()),
+            contiguous(_tie(problem)),
+            *_shared(problem),
+            pulled,
+        )
+        return tensor(pulled)
+
+
+def _tie(problem: Problem) -> Tensor:  # (n,)
+    """The slope that counts as zero: rounding adds to it where scores are large."""
+    noise = 4 * torch.finfo(torch.float64).eps * problem.scores.double().abs().amax(1)
+    return tie_tolerance(problem.scores.dtype) + noise
+
+
+def _shared(problem: Problem) -> tuple[Any, ...]:
+    """What both kernels read of the polytope, the mask and the sizes."""
+    polytope = problem.polytope
+    assert isinstance(polytope, Logic)
+    n, d = problem.scores.shape
+    form = polytope.form
+    keep, lengths = problem.keep, problem.lengths
+    return (
+        np.zeros((n, 0), dtype=bool) if keep is None else contiguous(keep),
+        np.full(n, d) if lengths is None else contiguous(lengths),
+        np.array(polytope.negated or [False] * d),
+        (form.inputs, form.last),
+        form.clause is ONE,
+        GATES.index(form.gate),
+    )
 
 
 def _directions(clause: Clause, slope: Tensor, tie: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
