@@ -19,6 +19,7 @@ from spigot.polytopes.linear import LinearMap, SizeAndMap, with_maps
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Euclidean, EuclideanOf, Gibbs, Regularizer, Smooth
+from spigot.polytopes.scan import ScannedForwardBackward, ScannedViterbi
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -244,6 +245,7 @@ class Viterbi(Road):
     cost = "O(length tags^2)"
     devices = ("cpu",)
     native = SIZED
+    accelerated = ScannedViterbi
 
     def solve(self, problem: Problem) -> Solution:
         """0/1 vertices."""
@@ -267,6 +269,7 @@ class ForwardBackward(Road):
     cost = "O(length tags^2)"
     devices = ("cpu",)
     native = SIZED
+    accelerated = ScannedForwardBackward
 
     def solve(self, problem: Problem) -> Solution:
         """Arc marginals and log Z."""
