@@ -11,11 +11,12 @@ from torch import Tensor
 from spigot.polytopes.arrays import library, rows_where
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.budget import Budget, BudgetRule
+from spigot.polytopes.clipping import Clipping
 from spigot.polytopes.dispatch import SIZED, Road, rule
 from spigot.polytopes.errors import NoStructure, whole_numbers
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
-from spigot.polytopes.regularizers import Gibbs, Separable, Shannon
+from spigot.polytopes.regularizers import Euclidean, Gibbs, Separable, Shannon
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -140,6 +141,19 @@ class SimplexBudget(BudgetRule):
         """As for every budget, once each instance has a part left."""
         _masked(problem)
         return super().solve(problem)
+
+
+@rule(Simplex, Euclidean)
+class Sparsemax(Clipping):
+    """One multiplier, in compiled loops."""
+
+    accelerated = SimplexBudget
+
+    def totals(self, problem: Problem) -> Tensor:
+        """One, once each instance has a part left."""
+        if problem.keep is not None:
+            _masked(problem)
+        return torch.ones(problem.size, dtype=torch.int64)
 
 
 @rule(Simplex, Gibbs, Shannon)

@@ -13,11 +13,12 @@ from spigot.polytopes import elementary
 from spigot.polytopes.arrays import library, rows_where
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.budget import Budget, BudgetRule
+from spigot.polytopes.clipping import Clipping, Largest
 from spigot.polytopes.dispatch import SIZED, Road, rule
 from spigot.polytopes.errors import NoStructure, whole_numbers
 from spigot.polytopes.index_sets import decode_sets, encode_sets
 from spigot.polytopes.problem import Problem, Solution
-from spigot.polytopes.regularizers import FermiDirac, Gibbs, Separable
+from spigot.polytopes.regularizers import Euclidean, FermiDirac, Gibbs, Separable
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -192,14 +193,23 @@ def _masked(problem: Problem) -> Tensor:  # (n, d), -inf where excluded
     if keep is None:
         return problem.scores
     least = problem.polytope.length_range[0]
-    short = keep.sum(1) < least
+    _check_parts(problem, torch.full((problem.size,), least, device=keep.device))
+    return problem.scores.masked_fill(~keep, -torch.inf)
+
+
+def _check_parts(problem: Problem, least: Tensor) -> None:
+    """Raises NoStructure where the masks leave fewer parts than `least` `(n,)`."""
+    keep = problem.mask
+    if keep is None:
+        return
+    left = keep.sum(1)
+    short = left < least
     if bool(short.any()):
         rows = rows_where(short)
         raise NoStructure(
-            f"keep leaves {int(keep[rows[0]].sum())} part(s) of {problem.polytope}, which needs "
-            f"{least}, in {problem.describe(rows)}."
+            f"keep leaves {int(left[rows[0]])} part(s) of {problem.polytope}, which needs "
+            f"{int(least[rows[0]])}, in {problem.describe(rows)}."
         )
-    return problem.scores.masked_fill(~keep, -torch.inf)
 
 
 @rule(_Box, None)
@@ -224,6 +234,50 @@ class BoxBudget(BudgetRule):
         """As for every budget, once each instance has parts enough."""
         _masked(problem)
         return super().solve(problem)
+
+
+@rule(Subset, None)
+class LargestK(Largest):
+    """The k largest parts, in compiled loops."""
+
+    accelerated = LargestParts
+
+    def totals(self, problem: Problem) -> Tensor:
+        """Each instance's k."""
+        return _totals(problem)
+
+
+@rule(Subset, Euclidean)
+class ClippedSubset(Clipping):
+    """One multiplier, in compiled loops."""
+
+    accelerated = BoxBudget
+
+    def totals(self, problem: Problem) -> Tensor:
+        """Each instance's k."""
+        return _totals(problem)
+
+
+def _totals(problem: Problem) -> Tensor:  # (n,)
+    """Each instance's k, once it has parts enough.
+
+    Raises:
+        TypeError, ValueError: a k of its own that is no number of parts.
+        NoStructure: the masks leave fewer than k parts.
+    """
+    d = problem.scores.shape[1]
+    totals = problem.param("k")
+    if totals.is_floating_point() or totals.dtype == torch.bool:
+        raise TypeError(f"Subset: k must be a whole number, got dtype {totals.dtype}.")
+    wrong = (totals < 0) | (totals > d)
+    if bool(wrong.any()):
+        raise ValueError(
+            f"Subset(d={d}, k={int(totals[wrong][0])}): k must lie in 0..{d}, in "
+            f"{problem.describe(rows_where(wrong))}."
+        )
+    least = torch.zeros_like(totals) if _subset(problem).at_most else totals
+    _check_parts(problem, least)
+    return totals.to(torch.int64)
 
 
 @rule(Hypercube, Gibbs, FermiDirac)
