@@ -14,11 +14,14 @@ from spigot.polytopes.errors import (
     UnboundedPolytope,
     UnsupportedProblem,
 )
+from spigot.polytopes.graph_matching import GraphMatching
+from spigot.polytopes.grid_path import GridPath
 from spigot.polytopes.hypergraph import Hypergraph
 from spigot.polytopes.intersection import Intersection
 from spigot.polytopes.logic import AndOut, AtMostOne, Imply, Or, OrOut, Xor, XorOut
 from spigot.polytopes.masked import Face, Masked
 from spigot.polytopes.matching import Matching
+from spigot.polytopes.path import Path
 from spigot.polytopes.permutahedron import Permutahedron
 from spigot.polytopes.problem import Solution, Status
 from spigot.polytopes.product import Product
@@ -55,6 +58,8 @@ __all__ = [
     "Facets",
     "FermiDirac",
     "Gibbs",
+    "GraphMatching",
+    "GridPath",
     "Hull",
     "Hypercube",
     "Hypergraph",
@@ -68,6 +73,7 @@ __all__ = [
     "Or",
     "OrOut",
     "Oracle",
+    "Path",
     "Permutahedron",
     "Polytope",
     "Product",

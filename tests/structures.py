@@ -6,6 +6,7 @@ the generic roads solve. Sizes are small enough to list the vertices.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations, product
 from typing import Any
@@ -15,17 +16,30 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes import (
+    Affine,
     Alignment,
+    AndOut,
     Arborescence,
+    AtMostOne,
     ConstituencyTree,
+    Face,
     Facets,
+    GraphMatching,
+    GridPath,
     Hull,
     Hypercube,
+    Imply,
     IntegerHull,
+    Intersection,
+    Masked,
     Matching,
+    Or,
+    OrOut,
     Oracle,
+    Path,
     Permutahedron,
     Polytope,
+    Product,
     ProjectiveTree,
     SemiMarkov,
     Sequence,
@@ -33,8 +47,10 @@ from spigot.polytopes import (
     SpanningTree,
     Subset,
     Transport,
+    Xor,
+    XorOut,
 )
-from tests import derivations
+from tests import derivations, routes
 
 
 @dataclass(frozen=True)
@@ -172,6 +188,49 @@ def plans(row: list[float], column: list[float]) -> Facets:
     )
 
 
+PRISM = [(0, 1), (1, 2), (2, 0), (3, 4), (4, 5), (5, 3), (0, 3), (1, 4), (2, 5)]
+
+
+def pairings(edges: list[tuple[int, int]], perfect: bool = False) -> Hull:
+    """The matchings of a graph, listed."""
+    points, nodes = binary(len(edges)), max(max(edge) for edge in edges) + 1
+    degrees = torch.stack([points[:, [v in edge for edge in edges]].sum(1) for v in range(nodes)], 1)
+    return Hull(points[(degrees == 1).all(1)] if perfect else points[(degrees <= 1).all(1)])
+
+
+def fulfilling(d: int, holds: Callable[[Tensor], Tensor]) -> Hull:
+    """The 0/1 vectors for which a formula holds."""
+    points = binary(d)
+    return Hull(points[holds(points.bool())])
+
+
+def one_or_none(z: Tensor) -> Tensor:
+    """At most one of: not the first, the second, the third."""
+    return (~z[:, 0]).long() + z[:, 1].long() + z[:, 2].long() <= 1
+
+
+def first_but_not_second(z: Tensor) -> Tensor:
+    """The third says whether the first holds and the second does not."""
+    return (z[:, 0] & ~z[:, 1]) == z[:, 2]
+
+
+def subsets_with_one(d: int) -> Hull:
+    """The subsets but the empty one."""
+    return fulfilling(d, lambda z: z.any(1))
+
+
+def rook_placements(n: int) -> Intersection:
+    """Exactly one in every row and in every column: Birkhoff's polytope, of simplices that cross."""
+    cells = torch.arange(n * n).reshape(n, n)
+    return Intersection([(Xor(n), line) for line in [*cells, *cells.t()]], shape=(n, n))
+
+
+LAST_THREE = torch.tensor([False, True, True, True])
+SUMS = [[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]
+ROTATION = [[0.6, -0.8], [0.8, 0.6]]
+EDGES_OF_A_TRIANGLE = [(AtMostOne(2), [0, 1]), (AtMostOne(2), [1, 2]), (AtMostOne(2), [0, 2])]
+
+
 STRUCTURES = [
     Row("simplex", Simplex(4), Hull(torch.eye(4))),
     Row("simplex of one", Simplex(1), Hull([[1.0]])),
@@ -207,4 +266,24 @@ STRUCTURES = [
     Row("matching, partial", Matching(2, 3, perfect=False), matchings(2, 3, perfect=False)),
     Row("transport", Transport([1.0, 2.0], [0.5, 1.5, 1.0]), plans([1.0, 2.0], [0.5, 1.5, 1.0])),
     Row("transport, empty row", Transport([1.0, 0.0], [0.5, 0.5]), plans([1.0, 0.0], [0.5, 0.5])),
+    Row("path", Path(routes.LADDER, "a", "e"), routes.unit_flows(routes.LADDER, "a", "e")),
+    Row("grid path", GridPath(2, 2), routes.grid_flows(2, 2, 4)),
+    Row("grid path, 8 neighbours", GridPath(2, 2, 8), routes.grid_flows(2, 2, 8)),
+    Row("graph matching", GraphMatching(KITE), pairings(KITE)),
+    Row("graph matching, perfect", GraphMatching(PRISM, perfect=True), pairings(PRISM, perfect=True)),
+    Row("xor", Xor(3), Hull(torch.eye(3))),
+    Row("or", Or(3), fulfilling(3, lambda z: z.any(1))),
+    Row("at most one, negated", AtMostOne(3, (True, False, False)), fulfilling(3, one_or_none)),
+    Row("imply", Imply(3), fulfilling(3, lambda z: ~(z[:, 0] & z[:, 1]) | z[:, 2])),
+    Row("xor out", XorOut(3), fulfilling(3, lambda z: z[:, :2].sum(1) == z[:, 2])),
+    Row("or out", OrOut(3), fulfilling(3, lambda z: (z[:, 0] | z[:, 1]) == z[:, 2])),
+    Row("and out, negated", AndOut(3, (False, True, False)), fulfilling(3, first_but_not_second)),
+    Row("product", Product(Simplex(2), Or(2)), Product(Hull(torch.eye(2)), subsets_with_one(2))),
+    Row("masked", Masked(Subset(4, 2), LAST_THREE), Masked(subsets(4, 2), LAST_THREE)),
+    Row("face", Face(Subset(4, 2), ~LAST_THREE), Face(subsets(4, 2), ~LAST_THREE)),
+    Row("face that is a mask", Face(Simplex(4), ~LAST_THREE), Hull([[1.0, 0.0, 0.0, 0.0]])),
+    Row("affine image", Affine(Subset(4, 2), SUMS), Hull([[2.0, 0.0], [1.0, 1.0], [0.0, 2.0]])),
+    Row("affine, rotated", Affine(Or(2), ROTATION, [1.0, 0.0]), Affine(subsets_with_one(2), ROTATION, [1, 0])),
+    Row("intersection", rook_placements(2), matchings(2, 2)),
+    Row("intersection, fractional", Intersection(EDGES_OF_A_TRIANGLE), Facets(fractional, (3,))),
 ]

@@ -1,0 +1,478 @@
+r"""Euclidean projection onto unit flows, and its derivative.
+
+    minimise  sum over parts of (x_k - s_k)^2 / 2   subject to  A x = b,  0 <= x,  x_k <= 1 on parts
+
+with A the incidence matrix (leaving less entering). Arcs that are no part cost nothing and have no
+upper bound. Every linear system is a weighted graph Laplacian A diag(theta) A' on one pattern.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from spigot.polytopes.kernels.compiled import kernel
+from spigot.polytopes.kernels.components import strong_components
+from spigot.polytopes.kernels.laplacian import Pattern, factor, substitute
+from spigot.polytopes.kernels.network import Network, Search, new_search
+from spigot.polytopes.kernels.shortest_path import UNREACHABLE, cheapest_path
+
+__all__ = ["project", "pull"]
+
+JOINED = 1e30  # the weight of a free arc without cost: its ends are one node
+STEPS = 60
+CENTRED = 1e-17  # the mean product of a variable and its multiplier that ends the interior steps,
+NEARLY = 1e-10  # or this one where rounding takes over; both relative to the scores
+DRIFT = 1e-3  # and what then is missing at a node
+LARGE = 5.0  # the scores that a problem around its own answer needs
+
+
+class Flows(NamedTuple):
+    """A network whose arcs are parts or free of cost, with the pattern of its Laplacians."""
+
+    network: Network
+    pattern: Pattern
+    part: np.ndarray  # (arcs,): which part an arc is, -1 for none
+
+
+class Point(NamedTuple):
+    """An interior point and a direction."""
+
+    scores: np.ndarray  # (arcs,)
+    x: np.ndarray  # (arcs,)
+    room: np.ndarray  # (arcs,), 1 - x, which has digits of its own
+    below: np.ndarray  # (arcs,), multipliers of x >= 0
+    above: np.ndarray  # (arcs,), and of x <= 1
+    potential: np.ndarray  # (nodes,)
+    balance: np.ndarray  # (nodes,), b, in the order of elimination as all below
+    missing: np.ndarray  # (nodes,), b - A x
+    dx: np.ndarray
+    dbelow: np.ndarray
+    dabove: np.ndarray
+    dpotential: np.ndarray
+
+
+class Face(NamedTuple):
+    """Which arcs may vary, and what finds them."""
+
+    free: np.ndarray  # (arcs,), bool
+    forward: np.ndarray
+    backward: np.ndarray
+    label: np.ndarray  # (nodes,)
+    work: np.ndarray  # (5, nodes)
+
+
+class System(NamedTuple):
+    """A factored Laplacian and its weights."""
+
+    weights: np.ndarray  # (arcs,)
+    values: np.ndarray
+    pivots: np.ndarray  # (nodes,)
+    work: np.ndarray  # (3, nodes)
+    shift: np.ndarray  # (arcs,)
+
+
+@kernel
+def _new_point(arcs: int, nodes: int) -> Point:
+    """An empty workspace."""
+    return Point(
+        np.zeros(arcs),
+        np.zeros(arcs),
+        np.zeros(arcs),
+        np.zeros(arcs),
+        np.zeros(arcs),
+        np.zeros(nodes),
+        np.zeros(nodes),
+        np.zeros(nodes),
+        np.zeros(arcs),
+        np.zeros(arcs),
+        np.zeros(arcs),
+        np.zeros(nodes),
+    )
+
+
+@kernel
+def _new_face(arcs: int, nodes: int) -> Face:
+    """An empty workspace."""
+    return Face(
+        np.zeros(arcs, np.bool_),
+        np.zeros(arcs, np.bool_),
+        np.zeros(arcs, np.bool_),
+        np.zeros(nodes, np.int64),
+        np.zeros((5, nodes), np.int64),
+    )
+
+
+@kernel
+def _new_system(arcs: int, nodes: int, entries: int) -> System:
+    """An empty workspace."""
+    return System(
+        np.zeros(arcs), np.zeros(entries), np.zeros(nodes), np.zeros((3, nodes)), np.zeros(arcs)
+    )
+
+
+@kernel
+def _factor(flows: Flows, system: System) -> None:
+    """The Laplacian of the system's weights."""
+    factor(flows.pattern, system.weights, system.values, system.pivots, system.work)
+
+
+@kernel
+def _solve(flows: Flows, system: System, x: np.ndarray) -> None:
+    """Potentials over x, in the order of elimination."""
+    substitute(flows.pattern, system.values, system.pivots, x)
+
+
+@kernel
+def _spread(flows: Flows, k: int, amount: float, x: np.ndarray) -> None:
+    """Adds column k of A, times the amount."""
+    x[flows.pattern.place[flows.network.tails[k]]] += amount
+    x[flows.pattern.place[flows.network.heads[k]]] -= amount
+
+
+@kernel
+def _drop(flows: Flows, k: int, x: np.ndarray) -> float:
+    """Row k of A' times potentials in the order of elimination."""
+    place, network = flows.pattern.place, flows.network
+    return float(x[place[network.tails[k]]] - x[place[network.heads[k]]])
+
+
+@kernel
+def _connect(flows: Flows, face: Face) -> None:
+    """The arcs that can vary: those whose ends lie in one component of the residual network."""
+    network = flows.network
+    strong_components(network, face.forward, face.backward, face.label, face.work)
+    for k in range(len(face.free)):
+        same = face.label[network.tails[k]] == face.label[network.heads[k]]
+        face.free[k] = same and (face.forward[k] or face.backward[k])
+
+
+@kernel
+def _begin(
+    flows: Flows, s: int, t: int, cost: np.ndarray, search: Search, face: Face, point: Point
+) -> bool:
+    """A flow of the arcs of finite cost in x, and those that can differ from it; False if none.
+
+    No flow is asked for where s is -1. The free arcs then have flows strictly within their bounds.
+    """
+    network, x = flows.network, point.x
+    x[:] = 0.0
+    if s >= 0:
+        if cheapest_path(len(face.label), face.label[:0], s, t, network, cost, search) == UNREACHABLE:
+            return False
+        v = t
+        while v != s:
+            x[search.pred[v]] = 1.0
+            v = network.tails[search.pred[v]]
+    for k in range(len(x)):
+        usable = cost[k] < np.inf
+        face.forward[k] = usable and (x[k] == 0.0 or flows.part[k] < 0)
+        face.backward[k] = usable and x[k] > 0.0
+    _connect(flows, face)
+    point.balance[:] = 0.0
+    for k in range(len(x)):
+        if face.free[k]:
+            _spread(flows, k, x[k], point.balance)
+    return True
+
+
+@kernel
+def _direct(flows: Flows, face: Face, point: Point, system: System, centre: float, again: bool) -> None:
+    """The Newton direction towards products equal to `centre`; the factor stands already.
+
+    `again` takes in the second-order terms of the direction that stands.
+    """
+    x, rhs = point.x, point.dpotential
+    rhs[:] = point.missing
+    for k in range(len(x)):
+        if face.free[k]:
+            curve = point.dx[k] if again else 0.0
+            shift = point.scores[k] + _drop(flows, k, point.potential)
+            shift += (centre - curve * point.dbelow[k]) / x[k]
+            if flows.part[k] >= 0:
+                shift -= x[k] + (centre + curve * point.dabove[k]) / point.room[k]
+            system.shift[k] = shift
+            _spread(flows, k, -system.weights[k] * shift, rhs)
+    _solve(flows, system, rhs)
+    for k in range(len(x)):
+        if face.free[k]:
+            curve = point.dx[k] if again else 0.0
+            first = centre - curve * point.dbelow[k]
+            second = centre + curve * point.dabove[k]
+            move = system.weights[k] * (_drop(flows, k, rhs) + system.shift[k])
+            point.dx[k] = move
+            point.dbelow[k] = (first - point.below[k] * move) / x[k] - point.below[k]
+            if flows.part[k] >= 0:
+                point.dabove[k] = (second + point.above[k] * move) / point.room[k] - point.above[k]
+
+
+@kernel
+def _length(flows: Flows, face: Face, point: Point) -> float:
+    """The longest step, at most 1, that leaves everything nonnegative."""
+    shortest = 1.0
+    for k in range(len(point.x)):
+        if face.free[k]:
+            if point.x[k] + shortest * point.dx[k] < 0.0:
+                shortest = -point.x[k] / point.dx[k]
+            if point.below[k] + shortest * point.dbelow[k] < 0.0:
+                shortest = -point.below[k] / point.dbelow[k]
+            if flows.part[k] >= 0:
+                if point.room[k] - shortest * point.dx[k] < 0.0:
+                    shortest = point.room[k] / point.dx[k]
+                if point.above[k] + shortest * point.dabove[k] < 0.0:
+                    shortest = -point.above[k] / point.dabove[k]
+    return shortest
+
+
+@kernel
+def _products(flows: Flows, face: Face, point: Point, step: float) -> float:
+    """The mean product of variables and multipliers after that step."""
+    total, count = 0.0, 0
+    for k in range(len(point.x)):
+        if face.free[k]:
+            move = step * point.dx[k]
+            total += (point.x[k] + move) * (point.below[k] + step * point.dbelow[k])
+            count += 1
+            if flows.part[k] >= 0:
+                total += (point.room[k] - move) * (point.above[k] + step * point.dabove[k])
+                count += 1
+    return total / count if count else 0.0
+
+
+@kernel
+def _drifted(flows: Flows, face: Face, point: Point) -> bool:
+    """Whether rounding has brought the flow out of balance, as it does where multipliers vanish."""
+    gap = point.dpotential
+    gap[:] = point.balance
+    for k in range(len(point.x)):
+        if face.free[k]:
+            _spread(flows, k, -point.x[k], gap)
+    largest = 0.0
+    for v in range(len(gap)):
+        largest = max(largest, abs(gap[v]))
+    return largest > DRIFT
+
+
+@kernel
+def _interior(
+    flows: Flows, face: Face, point: Point, system: System, scale: float, centred: float
+) -> int:
+    """Mehrotra's predictor and corrector on the free arcs; the steps taken.
+
+    What is missing at the nodes shrinks with every step and is never computed anew: the rounding of
+    A x would be divided by the weights of all but empty arcs.
+    """
+    arcs = len(point.x)
+    point.potential[:] = 0.0
+    point.missing[:] = point.balance
+    point.dx[:] = 0.0
+    for k in range(arcs):
+        if face.free[k]:
+            point.x[k] = point.room[k] = 0.5 if flows.part[k] >= 0 else 0.25
+            point.below[k] = point.above[k] = scale
+            _spread(flows, k, -point.x[k], point.missing)
+    for step in range(STEPS):
+        mean = _products(flows, face, point, 0.0)
+        if mean <= centred * scale or (mean <= NEARLY * scale and _drifted(flows, face, point)):
+            return step
+        for k in range(arcs):
+            system.weights[k] = 0.0
+            if face.free[k]:
+                curvature = point.below[k] / point.x[k]
+                if flows.part[k] >= 0:
+                    curvature += 1.0 + point.above[k] / point.room[k]
+                system.weights[k] = 1.0 / curvature
+        _factor(flows, system)
+        _direct(flows, face, point, system, 0.0, False)
+        share = _products(flows, face, point, _length(flows, face, point)) / mean
+        _direct(flows, face, point, system, mean * share**3, True)
+        length = _length(flows, face, point) * max(0.99, min(1.0 - mean / scale, 0.99999))
+        for k in range(arcs):
+            if face.free[k]:
+                point.x[k] += length * point.dx[k]
+                point.below[k] += length * point.dbelow[k]
+                if flows.part[k] >= 0:
+                    point.room[k] -= length * point.dx[k]
+                    point.above[k] += length * point.dabove[k]
+        for v in range(len(point.potential)):
+            point.potential[v] += length * point.dpotential[v]
+            point.missing[v] *= 1.0 - length
+    return STEPS
+
+
+@kernel
+def _bind(flows: Flows, face: Face, point: Point, system: System, scale: float) -> None:
+    """Weight 0 and the value in `shift` where a bound binds: its multiplier is far above its slack."""
+    least = 1e-12 * scale
+    for k in range(len(point.x)):
+        is_part = flows.part[k] >= 0
+        empty = point.below[k] > max(1e3 * point.x[k], least)
+        full = is_part and point.above[k] > max(1e3 * point.room[k], least)
+        system.shift[k] = 1.0 if full else 0.0
+        system.weights[k] = 0.0
+        if face.free[k] and not empty and not full:
+            system.weights[k] = 1.0 if is_part else JOINED
+
+
+@kernel
+def _exact(flows: Flows, face: Face, point: Point, system: System, scale: float) -> float:
+    """The answer on the face of the bounds that bind, into x; the sum of what optimality lacks.
+
+    There it is a flow driven by potentials alone, one Laplacian away. A bound that it breaks binds.
+    """
+    rhs = point.dpotential
+    _bind(flows, face, point, system, scale)
+    broken = True
+    while broken:
+        broken = False
+        rhs[:] = point.balance
+        for k in range(len(point.x)):
+            if face.free[k] and flows.part[k] >= 0:
+                value = point.scores[k] if system.weights[k] > 0.0 else system.shift[k]
+                _spread(flows, k, -value, rhs)
+        _factor(flows, system)
+        _solve(flows, system, rhs)
+        for k in range(len(point.x)):
+            if system.weights[k] > 0.0 and flows.part[k] >= 0:
+                value = point.scores[k] + _drop(flows, k, rhs)
+                if value < -1e-10 or value > 1.0 + 1e-10:
+                    system.weights[k] = 0.0
+                    system.shift[k] = 1.0 if value > 0.5 else 0.0
+                    broken = True
+    _level(flows, face, point, system)
+    gap = 0.0
+    for k in range(len(point.x)):
+        if not face.free[k]:
+            continue
+        slope = point.scores[k] + _drop(flows, k, point.potential)
+        if flows.part[k] >= 0:
+            value = system.shift[k]
+            if system.weights[k] > 0.0:
+                value = min(max(point.scores[k] + _drop(flows, k, rhs), 0.0), 1.0)
+            point.x[k] = value
+            slope -= value
+        gap += max(slope, 0.0) * (1.0 - point.x[k]) + max(-slope, 0.0) * point.x[k]
+    return gap
+
+
+@kernel
+def _level(flows: Flows, face: Face, point: Point, system: System) -> None:
+    """The exact potentials, each component's at the level that the interior point found."""
+    place, exact = flows.pattern.place, point.dpotential
+    for k in range(len(point.x)):
+        face.forward[k] = face.backward[k] = system.weights[k] > 0.0
+    strong_components(flows.network, face.forward, face.backward, face.label, face.work)
+    level = system.work[0]
+    level[:] = np.inf
+    for v in range(len(place)):
+        if level[face.label[v]] == np.inf:
+            level[face.label[v]] = point.potential[place[v]] - exact[place[v]]
+    for v in range(len(place)):
+        point.potential[place[v]] = exact[place[v]] + level[face.label[v]]
+
+
+@kernel
+def _expose(flows: Flows, face: Face, point: Point, system: System, tie: float) -> None:
+    """The arcs that vary on the exposed face: those on cycles of arcs without a multiplier."""
+    for k in range(len(point.x)):
+        slope = point.scores[k] + _drop(flows, k, point.potential)
+        x, room = point.x[k], 1.0
+        if flows.part[k] >= 0:
+            slope -= x
+            room = 1.0 - x
+        level = face.free[k] and (system.weights[k] > 0.0 or abs(slope) <= tie)
+        face.forward[k] = level and room > tie
+        face.backward[k] = level and (x > 1e-6 or (x > tie and x > 1e3 * point.below[k]))
+    _connect(flows, face)
+
+
+@kernel
+def _recentre(flows: Flows, point: Point, scale: float) -> None:
+    """The same problem around its answer: potentials move into the scores, which become small.
+
+    <A' p, x> is the same for all flows. An arc far beyond its bound is as well a little beyond it.
+    """
+    for k in range(len(point.x)):
+        drop = _drop(flows, k, point.potential)
+        if flows.part[k] >= 0:
+            point.scores[k] = min(max(point.scores[k] + drop, -LARGE), 1.0 + LARGE)
+        else:
+            point.scores[k] = max(drop, -LARGE) if drop < -1e-12 * scale else 0.0
+
+
+@kernel
+def project(
+    first: int,
+    last: int,
+    flows: Flows,
+    source: np.ndarray,
+    target: np.ndarray,
+    closed: np.ndarray,
+    tie: float,
+    rounding: float,
+    scores: np.ndarray,
+    keep: np.ndarray,
+    out: np.ndarray,
+    free: np.ndarray,
+    steps: np.ndarray,
+    gap: np.ndarray,
+) -> None:
+    """Projections, the arcs free on their exposed faces, the steps, -1 where no flow is, and gaps.
+
+    No unit is sent where `source` is -1; the arcs `closed[i]` are left out; `keep` may have no rows.
+    """
+    part = flows.part
+    arcs, nodes = len(part), len(flows.pattern.place)
+    cost = np.empty(arcs)
+    search = new_search(nodes)
+    face, point = _new_face(arcs, nodes), _new_point(arcs, nodes)
+    system = _new_system(arcs, nodes, len(flows.pattern.rows))
+    for i in range(first, last):
+        scale = 1.0
+        for k in range(arcs):
+            p = part[k]
+            kept = p < 0 or keep.shape[0] == 0 or keep[i, p]
+            cost[k] = 0.0 if kept else np.inf
+            point.scores[k] = scores[i, p] if p >= 0 else 0.0
+            scale = max(scale, abs(point.scores[k]))
+        for j in range(closed.shape[1]):
+            cost[closed[i, j]] = np.inf
+        steps[i] = -1
+        if not _begin(flows, source[i], target[i], cost, search, face, point):
+            continue
+        for k in range(arcs):
+            if part[k] >= 0:
+                out[i, part[k]] = point.x[k]
+        steps[i] = 0
+        if scale > LARGE:
+            steps[i] += _interior(flows, face, point, system, scale, NEARLY)
+            gap[i] = _exact(flows, face, point, system, scale)
+            _recentre(flows, point, scale)
+        size = min(scale, LARGE)
+        steps[i] += _interior(flows, face, point, system, size, CENTRED)
+        gap[i] = _exact(flows, face, point, system, size)
+        for k in range(arcs):
+            if part[k] >= 0 and face.free[k]:
+                out[i, part[k]] = point.x[k]
+        _expose(flows, face, point, system, tie + rounding * scale)
+        free[i] = face.free
+
+
+@kernel
+def pull(flows: Flows, free: np.ndarray, grad: np.ndarray, out: np.ndarray) -> None:
+    """The orthogonal projection of grad onto the circulations of the free arcs."""
+    part = flows.part
+    arcs, nodes = len(part), len(flows.pattern.place)
+    system = _new_system(arcs, nodes, len(flows.pattern.rows))
+    rhs = np.zeros(nodes)
+    for k in range(arcs):
+        if free[k]:
+            system.weights[k] = 1.0 if part[k] >= 0 else JOINED
+            if part[k] >= 0:
+                _spread(flows, k, float(grad[part[k]]), rhs)
+    _factor(flows, system)
+    _solve(flows, system, rhs)
+    for k in range(arcs):
+        if free[k] and part[k] >= 0:
+            out[part[k]] = grad[part[k]] - _drop(flows, k, rhs)
