@@ -34,8 +34,8 @@ from spigot.polytopes import (
     Masked,
     Matching,
     Or,
-    OrOut,
     Oracle,
+    OrOut,
     Path,
     Permutahedron,
     Polytope,
@@ -283,7 +283,7 @@ STRUCTURES = [
     Row("face", Face(Subset(4, 2), ~LAST_THREE), Face(subsets(4, 2), ~LAST_THREE)),
     Row("face that is a mask", Face(Simplex(4), ~LAST_THREE), Hull([[1.0, 0.0, 0.0, 0.0]])),
     Row("affine image", Affine(Subset(4, 2), SUMS), Hull([[2.0, 0.0], [1.0, 1.0], [0.0, 2.0]])),
-    Row("affine, rotated", Affine(Or(2), ROTATION, [1.0, 0.0]), Affine(subsets_with_one(2), ROTATION, [1, 0])),
+    Row("affine, rotated", Affine(Or(2), ROTATION), Affine(subsets_with_one(2), ROTATION)),
     Row("intersection", rook_placements(2), matchings(2, 2)),
     Row("intersection, fractional", Intersection(EDGES_OF_A_TRIANGLE), Facets(fractional, (3,))),
 ]
