@@ -197,7 +197,7 @@ def draw(
     uniform: np.ndarray,
     match: np.ndarray,
 ) -> None:
-    """Exact samples `match` (count, n, N), each row's column or -1, by `uniform` (count, n, depth + 1)."""
+    """Exact samples `match` (count, n, N), -1 at unmatched rows, by `uniform` (count, n, depth + 1)."""
     pair, nothing = np.empty((depth, width)), np.empty((1, 1))
     alone, left = np.empty(depth), np.empty(width)
     table, ends = np.empty((depth + 1, 1 << width)), np.empty(1 << width)
