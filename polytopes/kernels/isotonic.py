@@ -84,13 +84,6 @@ def euclidean(
 
 
 @kernel
-def _log_sum(one: float, other: float) -> float:
-    """log(exp one + exp other), either of them -inf or not."""
-    top, rest = max(one, other), min(one, other)
-    return top if rest == -np.inf else top + math.log1p(math.exp(rest - top))
-
-
-@kernel
 def entropic(
     first: int,
     last: int,
@@ -103,12 +96,12 @@ def entropic(
 ) -> None:
     """log y and v of the KL projection y of exp(s) onto P(exp(weights)), both `(n, d)`.
 
-    Weights of -inf come last and join the block before them.
+    A block holds the sums of exp(s) and of exp(weights) over those at its first position. Weights of
+    -inf come last and join the block before them.
     """
     d = scores.shape[1]
     start = np.empty(d + 1, np.int64)
-    above = np.empty(d)
-    below = np.empty(d)
+    above, below = np.empty(d), np.empty(d)
     level = np.empty(d)
     shared = weights.shape[0] == 1
     for i in range(first, last):
@@ -116,23 +109,24 @@ def entropic(
         count = counts[i]
         blocks = 0
         for k in range(count):
-            a, b, begin = np.float64(scores[i, order[i, k]]), row[k], k
-            while blocks > 0 and level[blocks - 1] <= a - b:
+            begin, a, b = k, 1.0, 1.0
+            score, weight = np.float64(scores[i, order[i, k]]), row[k]
+            mean = score - weight
+            while blocks > 0 and level[blocks - 1] <= mean:
                 blocks -= 1
                 begin = start[blocks]
-                a = _log_sum(above[blocks], a)
-                b = _log_sum(below[blocks], b)
-            start[blocks], above[blocks], below[blocks], level[blocks] = begin, a, b, a - b
+                top, most = np.float64(scores[i, order[i, begin]]), row[begin]
+                a = above[blocks] + a * math.exp(score - top)
+                b = below[blocks] + (b * math.exp(weight - most) if weight > -np.inf else 0.0)
+                score, weight = top, most
+                mean = (top - most) + math.log(a / b)
+            start[blocks], above[blocks], below[blocks], level[blocks] = begin, a, b, mean
             blocks += 1
         start[blocks] = count
         for block in range(blocks):
             begin, end = start[block], start[block + 1]
-            top, most = np.float64(scores[i, order[i, begin]]), row[begin]
-            a, b = 0.0, 0.0
-            for k in range(begin, end):
-                a += np.exp(scores[i, order[i, k]] - top)
-                b += 1.0 if row[k] == most else np.exp(row[k] - most)
-            shift = most + (np.log(b) - np.log(a))
+            top = np.float64(scores[i, order[i, begin]])
+            shift = row[begin] + math.log(below[block] / above[block])
             for k in range(begin, end):
                 part = order[i, k]
                 logs[i, part] = (scores[i, part] - top) + shift
