@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spigot.polytopes import tree_sums
+from spigot.polytopes import tree_projection, tree_sums
 from spigot.polytopes.arrays import library, rows_where
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.dispatch import SIZED, Road, rule
 from spigot.polytopes.errors import describe_instances, whole_numbers
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
-from spigot.polytopes.regularizers import Gibbs
+from spigot.polytopes.regularizers import Euclidean, Gibbs
 from spigot.polytopes.tree_sums import Arcs, arcs_of
 
 if TYPE_CHECKING:
@@ -250,6 +250,24 @@ class BestTree(Road):
         """A tree each."""
         value = tree_sums.best(problem, _arcs(problem, checked=False))
         return Solution.closed_form(value, (problem.scores * value).sum((1, 2)))
+
+
+@rule(Arborescence, Euclidean)
+class CuttingPlanes(Road):
+    """Few of the cuts bind: semismooth Newton on their multipliers, minimum cuts to find them."""
+
+    name = "cutting planes"
+    cost = "O(n^2) a step; about 10 steps at N(0, 1) scores, 100 at worst for n = 80"
+    devices = ("cpu",)
+    native = SIZED
+
+    def solve(self, problem: Problem) -> Solution:
+        """Projections."""
+        return tree_projection.project(problem, _arcs(problem))
+
+    def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
+        """Through the exposed face."""
+        return tree_projection.pull(problem, solution, grad)
 
 
 @rule(Arborescence, Gibbs)

@@ -1,0 +1,344 @@
+r"""The best multipliers of a few cuts: a convex, piecewise quadratic minimum by semismooth Newton.
+
+With multipliers l_S >= 0 for the cuts at hand, every word's heads are a sparsemax of its scores, each
+arc inside S lowered by l_S, and the dual
+
+    D(l) = sum over words of the conjugate of sparsemax + sum over S of l_S (|S| - 1)
+
+is to be minimised. Newton's step is cut off at 0 (Bertsekas' projected Newton: small multipliers that
+should fall go to 0 at once); where it does not help, a line search follows D's slope.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from spigot.polytopes.kernels.compiled import kernel
+from spigot.polytopes.kernels.separation import Cuts, Use
+
+__all__ = ["Columns", "Trial", "curvature", "heads", "minimise", "solve"]
+
+Array = np.ndarray
+STEPS, HALVINGS, PROBES = 100, 6, 60
+FLAT = 1e-11  # a pivot of a direction without curvature: entries are sums of 1 and of 1 / size
+NEAR = 1e3  # tolerances: as good as rounding allows, where no more steps help
+
+
+class Columns(NamedTuple):
+    """The words' scores, and the heads that their sparsemax has to look at."""
+
+    scores: Array  # (n, n), [dependent, head], the dependent itself for the root; 0 at the best
+    ranked: Array  # (n,), bool: whether
+    rank: Array  # (n, n), int32, has the heads in the order of their scores
+    near: Array  # (n,), int32: candidates of the word just looked at,
+    lowered: Array  # (n,), and their scores less the cuts' prices
+    holding: Array  # (cuts,), int32: the cuts that hold a word
+
+
+class Trial(NamedTuple):
+    """Newton's work space, an entry a cut."""
+
+    slope: Array
+    steep: Array
+    price: Array
+    free: Array  # int32
+    common: Array  # int32
+    move: Array
+    matrix: Array  # (cuts, cuts)
+
+
+@kernel
+def _sort(keys: Array, m: int, order: Array) -> None:
+    """Positions by descending keys (Shell's sort)."""
+    for j in range(m):
+        order[j] = j
+    gap = m // 2
+    while gap > 0:
+        for j in range(gap, m):
+            moved = order[j]
+            at = j
+            while at >= gap and keys[order[at - gap]] < keys[moved]:
+                order[at] = order[at - gap]
+                at -= gap
+            order[at] = moved
+        gap //= 2
+
+
+@kernel
+def _candidates(
+    columns: Columns, d: int, m: int, cuts: Cuts, price: Array, count: int, slack: float
+) -> int:
+    """The heads within 1 + slack of the best one, and their lowered scores; how many."""
+    scores = columns.scores[d]
+    held, gain = 0, 0.0
+    for k in range(count):
+        if cuts.inside[k, d] and price[k] != 0.0:
+            columns.holding[held] = k
+            held += 1
+            gain = max(gain, -price[k])
+    if held > 0 and not columns.ranked[d]:
+        _sort(scores, m, columns.rank[d])
+        columns.ranked[d] = True
+    number, best = 0, -np.inf if held > 0 else 0.0
+    for j in range(m):
+        h: int = columns.rank[d, j] if held > 0 else j
+        value = np.float64(scores[h])
+        if value + gain < best - 1.0 - slack:
+            if held > 0:
+                break
+            continue
+        if h != d:
+            for k in range(held):
+                if cuts.inside[columns.holding[k], h]:
+                    value -= price[columns.holding[k]]
+        best = max(best, value)
+        columns.near[number], columns.lowered[number] = h, value
+        number += 1
+    return number
+
+
+@kernel
+def heads(
+    columns: Columns, d: int, m: int, cuts: Cuts, price: Array, count: int, slack: float, use: Use
+) -> tuple[int, float]:
+    """The sparsemax over word d's heads, into row d of `use`: how many candidates, the threshold."""
+    near, lowered = columns.near, columns.lowered
+    number = _candidates(columns, d, m, cuts, price, count, slack)
+    best = lowered[:number].max()
+    bound, before = -1.0, m + 1
+    while True:
+        kept, total = 0, 0.0
+        for j in range(number):
+            if lowered[j] - best > bound:
+                total += lowered[j] - best
+                kept += 1
+        if kept >= before:  # rounding may bring one back
+            break
+        bound, before = (total - 1.0) / kept, kept
+    kept = 0
+    for j in range(number):
+        if lowered[j] - best > bound:
+            use.head[d, kept], use.share[d, kept] = near[j], lowered[j] - best - bound
+            kept += 1
+    use.size[d] = kept
+    return number, best + bound
+
+
+@kernel
+def _evaluate(
+    columns: Columns, m: int, cuts: Cuts, price: Array, count: int, use: Use, slope: Array
+) -> float:
+    """The dual's value and its gradient `slope`: |S| - 1 less the arcs inside S.
+
+    Only words that some cut holds are looked at.
+    """
+    value = 0.0
+    for d in range(m):
+        held = False
+        for k in range(count):
+            held = held or cuts.inside[k, d]
+        if held:
+            _, level = heads(columns, d, m, cuts, price, count, 0.0, use)
+            value += level
+            for e in range(use.size[d]):
+                value += 0.5 * use.share[d, e] * use.share[d, e]
+    for k in range(count):
+        slope[k] = cuts.members[k, -1] - 1.0
+        value += price[k] * slope[k]
+        for j in range(cuts.members[k, -1]):
+            d = cuts.members[k, j]
+            for e in range(use.size[d]):
+                if use.head[d, e] != d and cuts.inside[k, use.head[d, e]]:
+                    slope[k] -= use.share[d, e]
+    return value
+
+
+@kernel
+def curvature(
+    m: int, inside: Array, use: Use, free: Array, number: int, shift: float, common: Array, matrix: Array
+) -> None:
+    """The dual's generalised Hessian on the free cuts: a word's is sparsemax's, I - 1 1' / size."""
+    for a in range(number):
+        matrix[a, : a + 1] = 0.0
+        matrix[a, a] = shift
+    for d in range(m):
+        size: int = use.size[d]
+        for a in range(number):
+            common[a] = 0
+            if inside[free[a], d]:
+                for e in range(size):
+                    if use.head[d, e] != d and inside[free[a], use.head[d, e]]:
+                        common[a] += 1
+        for a in range(number):
+            if common[a] == 0:
+                continue
+            for b in range(a + 1):
+                if common[b] == 0:
+                    continue
+                both = 0
+                for e in range(size):
+                    h = use.head[d, e]
+                    if h != d and inside[free[a], h] and inside[free[b], h]:
+                        both += 1
+                matrix[a, b] += both - common[a] * common[b] / size
+
+
+@kernel
+def solve(matrix: Array, number: int, move: Array) -> None:
+    """matrix x = move by Cholesky's factors, in place, 0 along flat directions; reads the lower half."""
+    for a in range(number):
+        for b in range(a + 1):
+            total = matrix[a, b]
+            for c in range(b):
+                total -= matrix[a, c] * matrix[b, c]
+            if a == b:
+                matrix[a, a] = np.sqrt(total) if total > FLAT else np.inf
+            else:
+                matrix[a, b] = total / matrix[b, b]
+    for a in range(number):
+        for c in range(a):
+            move[a] -= matrix[a, c] * move[c]
+        move[a] /= matrix[a, a]
+    for a in range(number - 1, -1, -1):
+        for c in range(a + 1, number):
+            move[a] -= matrix[c, a] * move[c]
+        move[a] /= matrix[a, a]
+
+
+@kernel
+def _residual(price: Array, slope: Array, count: int, equation: bool, tolerance: float) -> float:
+    """How far the multipliers are from optimal."""
+    worst = 0.0
+    for k in range(count):
+        if price[k] > 0.0 or slope[k] < -tolerance or (equation and k == 0):
+            worst = max(worst, abs(slope[k]))
+    return worst
+
+
+@kernel
+def _direct(
+    m: int,
+    cuts: Cuts,
+    count: int,
+    equation: bool,
+    residual: float,
+    tolerance: float,
+    use: Use,
+    trial: Trial,
+) -> int:
+    """Newton's move on the multipliers that may move; how many these are."""
+    small = min(1e-3, residual)
+    number = 0
+    for k in range(count):
+        if cuts.price[k] > small or trial.slope[k] < -tolerance or (equation and k == 0):
+            trial.free[number] = k
+            trial.move[number] = -trial.slope[k]
+            number += 1
+    shift = 1e-9 + 1e-4 * min(1.0, residual)
+    curvature(m, cuts.inside, use, trial.free, number, shift, trial.common, trial.matrix)
+    solve(trial.matrix, number, trial.move)
+    return number
+
+
+@kernel
+def _shoot(
+    columns: Columns, m: int, cuts: Cuts, count: int, equation: bool, number: int, value: float,
+    residual: float, tolerance: float, use: Use, trial: Trial,
+) -> float:  # fmt: skip
+    """A part of Newton's move, cut off at 0, that lowers D or the residual; D there, inf if none."""
+    t = 1.0
+    for _ in range(HALVINGS):
+        trial.price[:count] = 0.0
+        gain = 0.0
+        for k in range(count):
+            gain += trial.slope[k] * cuts.price[k]
+        for a in range(number):
+            k = trial.free[a]
+            moved = cuts.price[k] + t * trial.move[a]
+            trial.price[k] = moved if equation and k == 0 else max(moved, 0.0)
+            gain -= trial.slope[k] * trial.price[k]
+        reached = _evaluate(columns, m, cuts, trial.price, count, use, trial.steep)
+        if gain > 0.0 and reached <= value - 1e-4 * gain:
+            return reached
+        closer = _residual(trial.price, trial.steep, count, equation, tolerance) < 0.5 * residual
+        if closer and reached <= value + 1e-13 * (1.0 + abs(value)):
+            return reached
+        t *= 0.5
+    return np.inf
+
+
+@kernel
+def _search(
+    columns: Columns, m: int, cuts: Cuts, count: int, equation: bool, number: int, use: Use, trial: Trial
+) -> float:
+    """Along the move to where D's slope has all but vanished, or the first price meets 0; D there."""
+    trial.price[:count] = cuts.price[:count]
+    falling = 0.0
+    for a in range(number):
+        k = trial.free[a]
+        if cuts.price[k] <= 0.0 and trial.move[a] < 0.0 and not (equation and k == 0):
+            trial.move[a] = 0.0
+        falling += trial.slope[k] * trial.move[a]
+    if falling >= 0.0:
+        falling = 0.0
+        for a in range(number):
+            trial.move[a] = -trial.slope[trial.free[a]]
+            falling -= trial.move[a] * trial.move[a]
+    reach, last = np.inf, -1
+    for a in range(number):
+        k = trial.free[a]
+        if trial.move[a] < 0.0 and not (equation and k == 0) and -cuts.price[k] / trial.move[a] < reach:
+            reach, last = -cuts.price[k] / trial.move[a], k
+    low, at_low, high, at_high = 0.0, falling, np.inf, np.inf
+    t, reached = min(1.0, reach), 0.0
+    for _ in range(PROBES):
+        for a in range(number):
+            trial.price[trial.free[a]] = cuts.price[trial.free[a]] + t * trial.move[a]
+        if t == reach:
+            trial.price[last] = 0.0
+        reached = _evaluate(columns, m, cuts, trial.price, count, use, trial.steep)
+        along = 0.0
+        for a in range(number):
+            along += trial.steep[trial.free[a]] * trial.move[a]
+        if abs(along) <= 0.1 * abs(falling) or (along < 0.0 and t == reach):
+            break
+        if along < 0.0:
+            low, at_low = t, along
+        else:
+            high, at_high = t, along
+        if high - low <= 1e-15 * high:
+            break
+        share = 0.5 if high == np.inf else at_low / (at_low - at_high)
+        t = min(4.0 * t, reach) if high == np.inf else low + (high - low) * min(max(share, 0.05), 0.95)
+    return reached
+
+
+@kernel
+def minimise(
+    columns: Columns, m: int, cuts: Cuts, count: int, equation: bool, tolerance: float, use: Use,
+    trial: Trial,
+) -> tuple[int, float]:  # fmt: skip
+    """Moves the prices to D's minimum over prices >= 0, the first of either sign with `equation`.
+
+    Returns the steps taken, and the largest violation left.
+    """
+    value = _evaluate(columns, m, cuts, cuts.price, count, use, trial.slope)
+    residual = _residual(cuts.price, trial.slope, count, equation, tolerance)
+    for step in range(STEPS):
+        if residual <= tolerance:
+            return step, residual
+        number = _direct(m, cuts, count, equation, residual, tolerance, use, trial)
+        reached = _shoot(
+            columns, m, cuts, count, equation, number, value, residual, tolerance, use, trial
+        )
+        if reached == np.inf:
+            if residual <= NEAR * tolerance:
+                return step, residual
+            reached = _search(columns, m, cuts, count, equation, number, use, trial)
+        cuts.price[:count] = trial.price[:count]
+        trial.slope[:count] = trial.steep[:count]
+        value = reached
+        residual = _residual(cuts.price, trial.slope, count, equation, tolerance)
+    return STEPS, residual

@@ -1,0 +1,214 @@
+r"""Projections onto dependency trees by cutting planes: few of the many inequalities bind.
+
+M is a product of simplices, one of heads for each word, cut by
+
+    the arcs among the words of S sum to at most |S| - 1,   for every set S of words.
+
+The cuts at hand get their best multipliers; minimum cuts in the arcs in use find sets that are
+violated, which join; cuts without a multiplier leave. For one root arc only, the cut of all words is an
+equation. The start: no cut; or, where most words have one head in use, the sets that Tarjan's algorithm
+contracts, whose prices are the multipliers of the linear program.
+
+References:
+    Edmonds, "Optimum branchings" (1967), for the inequalities.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spigot.polytopes.kernels.arborescence import contract, load
+from spigot.polytopes.kernels.compiled import kernel
+from spigot.polytopes.kernels.cut_prices import Columns, Trial, curvature, heads, minimise, solve
+from spigot.polytopes.kernels.separation import Cuts, Network, Use, join, separate
+
+__all__ = ["project_trees", "pull_trees"]
+
+Array = np.ndarray
+ROUNDS = 300
+ACCEPTED = 1e-9  # a violation, where rounding allows no better
+ROUNDING = 2.0**-52
+PEAKED = 1.5  # heads in use a word, on average: at fewer, start from the linear program's multipliers
+
+
+@kernel
+def _load(scores: Array, m: int, columns: Columns) -> float:
+    """Each word's scores less the best one; the widest range."""
+    width = 1.0
+    for d in range(m):
+        columns.ranked[d] = False
+        best, worst = -np.inf, np.inf
+        for h in range(m):
+            value = np.float64(scores[h, d])
+            columns.scores[d, h] = value
+            best = max(best, value)
+            if value > -np.inf:
+                worst = min(worst, value)
+        for h in range(m):
+            columns.scores[d, h] -= best
+        width = max(width, best - worst)
+    return width
+
+
+@kernel
+def _leave(cuts: Cuts, count: int, m: int, equation: bool) -> int:
+    """Drops the cuts without a multiplier; how many are left."""
+    kept = 0
+    for k in range(count):
+        if cuts.price[k] > 0.0 or (equation and k == 0):
+            for x in range(m):
+                cuts.members[kept, x], cuts.inside[kept, x] = cuts.members[k, x], cuts.inside[k, x]
+            cuts.members[kept, -1], cuts.price[kept] = cuts.members[k, -1], cuts.price[k]
+            kept += 1
+    return kept
+
+
+@kernel
+def _contracted(m: int, nodes: int, parent: Array, paid: Array, equation: bool, cuts: Cuts) -> int:
+    """The sets that Tarjan's algorithm contracted as cuts, at their prices; how many cuts there are."""
+    count = 1 if equation else 0
+    for v in range(m, nodes):
+        for x in range(m):
+            at = x
+            while 0 <= at < v:
+                at = parent[at]
+            cuts.inside[count, x] = at == v
+        join(cuts, count, m, -paid[v])
+        if equation and cuts.members[count, -1] == m:
+            cuts.price[0] = -paid[v]
+        elif cuts.price[count] > 0.0:
+            count += 1
+    return count
+
+
+@kernel
+def project_trees(
+    first: int, last: int, scores: Array, lengths: Array, single_root: bool, tie: float, out: Array,
+    free: Array, found: Array, binding: Array, steps: Array,
+) -> None:  # fmt: skip
+    """Projections into the zeros of `out`, and what their derivative needs.
+
+    `scores` and `out` are `(N, n, n)`, [head, dependent], the root's arcs on the diagonal, -inf where
+    an arc is excluded; every instance has a tree. `free` `(N, n, n)` marks the arcs whose bound has no
+    multiplier: 1 in use, 2 at 0 (a tie). `found` `(N, cuts, n)` gets the sets whose cuts have one,
+    `binding` `(N,)` how many. `steps` `(N,)` are Newton's, -1 where they did not converge.
+    """
+    n, most = scores.shape[1], found.shape[1]
+    weights, target = np.empty((n, n + 1)), np.empty((n, n + 1), np.int32)
+    row, parent = np.empty(2 * n, np.int32), np.empty(2 * n, np.int32)
+    source, entered = np.empty(2 * n, np.int32), np.empty(2 * n, np.int32)
+    paid, owner, path = np.empty(2 * n), np.empty(n, np.int32), np.empty(n, np.int32)
+    place, attached = np.empty(2 * n, np.int32), np.empty(n, np.bool_)
+    columns = Columns(
+        np.empty((n, n)), np.empty(n, np.bool_), np.empty((n, n), np.int32), np.empty(n, np.int32),
+        np.empty(n), np.empty(most, np.int32),
+    )  # fmt: skip
+    cuts = Cuts(np.empty((most, n + 1), np.int32), np.empty((most, n), np.bool_), np.empty(most))
+    use = Use(np.empty((n, n), np.int32), np.empty((n, n)), np.empty(n, np.int32))
+    net = Network(
+        np.empty(n + 1, np.int32), np.empty(n + 1, np.int32), np.empty(n * n, np.int32),
+        np.empty(n * n, np.int32), np.empty(n * n), np.empty(n, np.bool_), np.empty(n, np.int32),
+        np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32),
+    )  # fmt: skip
+    trial = Trial(
+        np.empty(most), np.empty(most), np.empty(most), np.empty(most, np.int32),
+        np.empty(most, np.int32), np.empty(most), np.empty((most, most)),
+    )  # fmt: skip
+    for i in range(first, last):
+        m: int = lengths[i]
+        tolerance = 8.0 * ROUNDING * _load(scores[i], m, columns) * m
+        count = 0
+        if single_root:
+            cuts.inside[0, :m] = True
+            join(cuts, 0, m, 0.0)
+            count = 1
+        used = 0
+        for d in range(m):
+            heads(columns, d, m, cuts, cuts.price, 0, 0.0, use)
+            used += use.size[d]
+        if used < PEAKED * m:
+            load(scores[i], m, weights, target)
+            nodes = contract(
+                weights, target, m, single_root, row, parent, source, entered, paid, owner, path, place,
+                attached,
+            )  # fmt: skip
+            count = _contracted(m, nodes, parent, paid, single_root, cuts)
+        steps[i] = 0
+        done = False
+        for _ in range(ROUNDS):
+            taken, residual = minimise(columns, m, cuts, count, single_root, tolerance, use, trial)
+            steps[i] += taken
+            if residual > ACCEPTED:
+                break
+            for d in range(m):
+                heads(columns, d, m, cuts, cuts.price, count, 0.0, use)
+            count = _leave(cuts, count, m, single_root)
+            old = count
+            count = separate(m, use, max(10.0 * tolerance, 2.0 * residual), cuts, count, net)
+            done = count == old
+            if done or count == most:
+                break
+        for d in range(m):
+            number, level = heads(columns, d, m, cuts, cuts.price, count, tie, use)
+            for j in range(number):
+                if columns.lowered[j] >= level - tie:
+                    free[i, columns.near[j], d] = 2
+            for e in range(use.size[d]):
+                out[i, use.head[d, e], d] = use.share[d, e]
+                if use.share[d, e] > tie:
+                    free[i, use.head[d, e], d] = 1
+        binding[i] = 0
+        for k in range(count):
+            if cuts.price[k] > tie or (single_root and k == 0):
+                found[i, binding[i], :m] = cuts.inside[k, :m]
+                binding[i] += 1
+        if not done:
+            steps[i] = -1
+
+
+@kernel
+def pull_trees(
+    first: int, last: int, grad: Array, lengths: Array, free: Array, found: Array, binding: Array,
+    out: Array,
+) -> None:  # fmt: skip
+    """`grad` projected onto the directions of each face into the zeros of `out`, `(N, n, n)` each.
+
+    These are: nothing at fixed arcs, words' heads that sum to 0, and 0 inside each binding cut.
+    """
+    n, most = grad.shape[1], found.shape[1]
+    use = Use(np.empty((n, n), np.int32), np.empty((n, n)), np.empty(n, np.int32))
+    every, common = np.empty(most, np.int32), np.empty(most, np.int32)
+    for a in range(most):
+        every[a] = a
+    move, matrix = np.empty(most), np.empty((most, most))
+    for i in range(first, last):
+        m: int = lengths[i]
+        number: int = binding[i]
+        for d in range(m):
+            kept, mean = 0, 0.0
+            for h in range(m):
+                if free[i, h, d] > 0:
+                    use.head[d, kept], use.share[d, kept] = h, grad[i, h, d]
+                    mean += use.share[d, kept]
+                    kept += 1
+            use.size[d] = kept
+            for e in range(kept):
+                use.share[d, e] -= mean / kept
+        for a in range(number):
+            move[a] = 0.0
+            for d in range(m):
+                for e in range(use.size[d] if found[i, a, d] else 0):
+                    if use.head[d, e] != d and found[i, a, use.head[d, e]]:
+                        move[a] += use.share[d, e]
+        curvature(m, found[i], use, every, number, 0.0, common, matrix)
+        solve(matrix, number, move)
+        for d in range(m):
+            mean = 0.0
+            for e in range(use.size[d]):
+                h = use.head[d, e]
+                for a in range(number if h != d else 0):
+                    if found[i, a, d] and found[i, a, h]:
+                        use.share[d, e] -= move[a]
+                        mean += move[a]
+            for e in range(use.size[d]):
+                out[i, use.head[d, e], d] = use.share[d, e] + mean / use.size[d]
