@@ -53,8 +53,8 @@ class LinearMap:
     def fits(self, event_shape: tuple[int, ...]) -> bool:
         """Whether T takes parts of this shape, by the shapes alone."""
         try:
-            image = self.apply(torch.empty(1, *event_shape, device="meta"))
-            return tuple(self.adjoint(image, event_shape).shape) == (1, *event_shape)
+            image = self.apply(torch.empty(2, *event_shape, device="meta"))
+            return tuple(self.adjoint(image, event_shape).shape) == (2, *event_shape)
         except (RuntimeError, IndexError, ValueError, TypeError):
             return False
 

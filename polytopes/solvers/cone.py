@@ -17,7 +17,7 @@ from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.faces import Face, Hyperplanes, pull_through_faces
 from spigot.polytopes.listing import distinct_vertices
 from spigot.polytopes.problem import Problem, Solution, Status
-from spigot.polytopes.regularizers import Convex, Regularizer, Separable
+from spigot.polytopes.regularizers import Convex, EuclideanOf, Regularizer, Separable
 from spigot.polytopes.solvers.highs import feasible
 from spigot.polytopes.solvers.rows import Rows, stacked_rows
 
@@ -51,7 +51,7 @@ class Cvxpy(Solver):
     name: ClassVar[str] = "cone program (cvxpy)"
     cost: ClassVar[str] = "one interior-point run an instance"
     needs: ClassVar[frozenset[str]] = frozenset({"constraints", "vertices"})
-    solves: ClassVar[tuple[type[Regularizer] | None, ...]] = (Separable, Convex)
+    solves: ClassVar[tuple[type[Regularizer] | None, ...]] = (Separable, EuclideanOf, Convex)
 
     def solve(self, problem: Problem) -> Solution:
         """One cone program an instance."""
