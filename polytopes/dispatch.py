@@ -243,13 +243,19 @@ def rule(
 
 def fast_rule(polytope: Polytope, regularizer: Regularizer | None) -> Road | None:
     """The most specific fast rule that can take the problem, by the polytope's type first."""
+    for road in _fast_rules(polytope, regularizer):
+        if not road.lacks(polytope, regularizer):
+            return road
+    return None
+
+
+def _fast_rules(polytope: Polytope, regularizer: Regularizer | None) -> Iterator[Road]:
+    """Those registered for the types of the two, the most specific first."""
     kinds = [None] if regularizer is None else type(regularizer).__mro__
     for owner in type(polytope).__mro__:
         for kind in kinds:
-            road = _RULES.get((owner, kind))
-            if road is not None and not road.lacks(polytope, regularizer):
-                return road
-    return None
+            if (owner, kind) in _RULES:
+                yield _RULES[owner, kind]
 
 
 def generic_roads() -> tuple[Solver, ...]:
@@ -299,7 +305,10 @@ def _chosen(polytope: Polytope, regularizer: Regularizer | None, solver: Solver 
         return solver
     for road in roads(polytope, regularizer):
         return road
-    raise unsupported(polytope, regularizer, "no road leads there.", _WAY_OUT[_kind(regularizer)])
+    reasons = [road.lacks(polytope, regularizer) for road in _fast_rules(polytope, regularizer)]
+    raise unsupported(
+        polytope, regularizer, " ".join(["no road leads there.", *reasons]), _WAY_OUT[_kind(regularizer)]
+    )
 
 
 def _check_types(polytope: object, regularizer: object, solver: object) -> None:

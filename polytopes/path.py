@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes.arrays import contiguous, distinct, library, numbers, rows_where, tensor
+from spigot.polytopes.base import Polytope
 from spigot.polytopes.digraph import Digraph
 from spigot.polytopes.dispatch import Road, rule
 from spigot.polytopes.dynamic import DynamicProgram, InsideOutside
-from spigot.polytopes.errors import unsupported
 from spigot.polytopes.flows import (
     BestFlow,
     FlowPolytope,
@@ -29,7 +29,7 @@ from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.program import EdgeList, Program
-from spigot.polytopes.regularizers import Euclidean, Gibbs
+from spigot.polytopes.regularizers import Euclidean, Gibbs, Regularizer
 from spigot.polytopes.walks import padded_walks
 
 if TYPE_CHECKING:
@@ -296,17 +296,16 @@ class PathSums(Road):
     devices = ("cpu",)
     native = frozenset({"params"})
 
+    def lacks(self, polytope: Polytope, regularizer: Regularizer | None) -> str:
+        """A graph without cycles."""
+        assert isinstance(polytope, Path)
+        reason = "the graph has a cycle, and to sum over its simple paths is #P-hard."
+        return "" if polytope.acyclic else reason
+
     def _groups(self, problem: Problem) -> list[tuple[Tensor, Problem]]:
         """Rows of one source each, posed as derivations."""
         path = problem.polytope
         assert isinstance(path, Path)
-        if not path.acyclic:
-            raise unsupported(
-                path,
-                problem.regularizer,
-                "the graph has a cycle, and sums over its simple paths are #P-hard.",
-                "Use Euclidean(), FermiDirac() or a perturbed estimator, or an acyclic graph.",
-            )
         source, target = (tensor(part) for part in ends(problem))
         known: dict[int, _FromSource] = path.scratch.setdefault("sources", {})
         found: list[tuple[Tensor, Problem]] = []

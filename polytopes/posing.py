@@ -203,7 +203,7 @@ def _checked_param(
 ) -> Tensor:
     _check_tensor(values, name)
     try:
-        values = values.expand(*batch_shape, *shape)
+        values = values.expand((*batch_shape, *shape))
     except RuntimeError:
         raise ValueError(
             f"{name} of shape {tuple(values.shape)} does not broadcast to (*batch, *shape) = "

@@ -205,10 +205,10 @@ def _through_all(
     s: int, t: int, count: int, links: Network, chosen: np.ndarray, step: np.ndarray, walk: np.ndarray
 ) -> bool:
     """Searches for a path from s to t through all the cells chosen, in depth, for a while."""
-    if s == t:
-        return count == 1
     depth, budget = 0, PATIENCE * count
     walk[0] = s
+    if s == t:
+        return count == 1
     chosen[s] = False
     step[s] = links.start[s]
     while depth >= 0 and budget > 0:
