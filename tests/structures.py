@@ -209,14 +209,9 @@ def one_or_none(z: Tensor) -> Tensor:
     return (~z[:, 0]).long() + z[:, 1].long() + z[:, 2].long() <= 1
 
 
-def first_but_not_second(z: Tensor) -> Tensor:
-    """The third says whether the first holds and the second does not."""
-    return (z[:, 0] & ~z[:, 1]) == z[:, 2]
-
-
-def subsets_with_one(d: int) -> Hull:
-    """The subsets but the empty one."""
-    return fulfilling(d, lambda z: z.any(1))
+def second_but_not_first(z: Tensor) -> Tensor:
+    """The third says whether the second holds and the first does not."""
+    return (~z[:, 0] & z[:, 1]) == z[:, 2]
 
 
 def rook_placements(n: int) -> Intersection:
@@ -225,8 +220,8 @@ def rook_placements(n: int) -> Intersection:
     return Intersection([(Xor(n), line) for line in [*cells, *cells.t()]], shape=(n, n))
 
 
-LAST_THREE = torch.tensor([False, True, True, True])
-SUMS = [[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]
+FIRST_THREE = torch.tensor([True, True, True, False])
+MEANS = [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
 ROTATION = [[0.6, -0.8], [0.8, 0.6]]
 EDGES_OF_A_TRIANGLE = [(AtMostOne(2), [0, 1]), (AtMostOne(2), [1, 2]), (AtMostOne(2), [0, 2])]
 
@@ -272,18 +267,18 @@ STRUCTURES = [
     Row("graph matching", GraphMatching(KITE), pairings(KITE)),
     Row("graph matching, perfect", GraphMatching(PRISM, perfect=True), pairings(PRISM, perfect=True)),
     Row("xor", Xor(3), Hull(torch.eye(3))),
-    Row("or", Or(3), fulfilling(3, lambda z: z.any(1))),
+    Row("or, negated", Or(3, (True, False, False)), fulfilling(3, lambda z: ~z[:, 0] | z[:, 1:].any(1))),
     Row("at most one, negated", AtMostOne(3, (True, False, False)), fulfilling(3, one_or_none)),
     Row("imply", Imply(3), fulfilling(3, lambda z: ~(z[:, 0] & z[:, 1]) | z[:, 2])),
     Row("xor out", XorOut(3), fulfilling(3, lambda z: z[:, :2].sum(1) == z[:, 2])),
     Row("or out", OrOut(3), fulfilling(3, lambda z: (z[:, 0] | z[:, 1]) == z[:, 2])),
-    Row("and out, negated", AndOut(3, (False, True, False)), fulfilling(3, first_but_not_second)),
-    Row("product", Product(Simplex(2), Or(2)), Product(Hull(torch.eye(2)), subsets_with_one(2))),
-    Row("masked", Masked(Subset(4, 2), LAST_THREE), Masked(subsets(4, 2), LAST_THREE)),
-    Row("face", Face(Subset(4, 2), ~LAST_THREE), Face(subsets(4, 2), ~LAST_THREE)),
-    Row("face that is a mask", Face(Simplex(4), ~LAST_THREE), Hull([[1.0, 0.0, 0.0, 0.0]])),
-    Row("affine image", Affine(Subset(4, 2), SUMS), Hull([[2.0, 0.0], [1.0, 1.0], [0.0, 2.0]])),
-    Row("affine, rotated", Affine(Or(2), ROTATION), Affine(subsets_with_one(2), ROTATION)),
+    Row("and out, negated", AndOut(3, (True, False, False)), fulfilling(3, second_but_not_first)),
+    Row("product", Product(Simplex(2), AtMostOne(2)), Product(Hull(torch.eye(2)), subsets(2, 1, True))),
+    Row("masked", Masked(Subset(4, 2), FIRST_THREE), Masked(subsets(4, 2), FIRST_THREE)),
+    Row("face", Face(Subset(4, 2), ~FIRST_THREE), Face(subsets(4, 2), ~FIRST_THREE)),
+    Row("face that is a mask", Face(Simplex(4), ~FIRST_THREE), Hull([[0.0, 0.0, 0.0, 1.0]])),
+    Row("affine image", Affine(Subset(4, 2), MEANS), Hull([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])),
+    Row("affine, rotated", Affine(AtMostOne(2), ROTATION), Affine(subsets(2, 1, True), ROTATION)),
     Row("intersection", rook_placements(2), matchings(2, 2)),
     Row("intersection, fractional", Intersection(EDGES_OF_A_TRIANGLE), Facets(fractional, (3,))),
 ]
