@@ -106,6 +106,13 @@ def eliminate_logs(
 
 
 @kernel
+def _set(matrix: np.ndarray, value: float) -> None:
+    for a in range(matrix.shape[0]):
+        for b in range(matrix.shape[1]):
+            matrix[a, b] = value
+
+
+@kernel
 def _fill(
     scores: np.ndarray,
     direction: np.ndarray,
@@ -115,7 +122,8 @@ def _fill(
     slopes: np.ndarray,
 ) -> bool:
     """W of these scores, parallel edges together, and dW; whether every weight is in range."""
-    network[:], slopes[:] = 0.0, 0.0
+    _set(network, 0.0)
+    _set(slopes, 0.0)
     good = True
     for e in range(len(ends)):
         a, b = ends[e, 0], ends[e, 1]
@@ -139,7 +147,8 @@ def fill_logs(
     slopes: np.ndarray,
 ) -> None:
     """log W and its derivative."""
-    network[:], slopes[:] = -np.inf, 0.0
+    _set(network, -np.inf)
+    _set(slopes, 0.0)
     for e in range(len(ends)):
         if scores[e] == -np.inf:
             continue
@@ -201,16 +210,20 @@ def conductances(
     for i in range(first, last):
         if done[i]:
             continue
-        top = scores[i].max()
+        top = -np.inf
+        for e in range(len(ends)):
+            top = max(top, scores[i, e])
         for e in range(len(ends)):
             shifted[e] = scores[i, e] - top
-        along = direction[i if moving else 0 : i + 1 if moving else 0].reshape(-1)
+        along = direction[i] if moving else shifted
         good = True
         if logs:
             fill_logs(shifted, along, ends, moving, network[0], slopes[0])
         else:
             good = _fill(shifted, along, ends, moving, network[0], slopes[0])
-        network[1] = network[0]
+        for a in range(size):
+            for b in range(size):
+                network[1, a, b] = network[0, a, b]
         if good and logs:
             total[i] = eliminate_logs(network[1], slopes[0], size, 1, False)[0] + (size - 1) * top
         elif good:
