@@ -402,9 +402,13 @@ class Polytope:
         """
         road = dispatch.choose(self, Gibbs())
         problem = pose(self, scores, Gibbs(), lengths, keep, params)
+        problem = problem.with_scores(problem.scores.double())  # a difference of two large numbers
         marginals = implicit.maximize(problem, road).flatten(1)
         energy = (problem.flat_scores * marginals).sum(1)
-        value = implicit.conjugate(problem, road) - energy
+        difference = implicit.conjugate(problem, road) - energy  # its gradient loses no digits
+        exact = road.entropy(detached(problem)) if problem.size else None
+        value = difference.detach().clamp_min(0.0) if exact is None else exact.to(difference)
+        value = difference + (value - difference.detach())
         return value.reshape(problem.batch_shape).to(scores.dtype)
 
     def sample(

@@ -88,6 +88,10 @@ class Road:
             "Declare `vertices` for a small structure.",
         )
 
+    def entropy(self, problem: Problem) -> Tensor | None:
+        """The entropies of p(z) ~ exp<s, z>, `(n,)`, where the road has a sum without cancellation."""
+        return None
+
     def top_k(self, problem: Problem, k: int) -> Tensor:
         """The k best vertices, best first, `(k, n, *event)`."""
         raise unsupported(
@@ -183,6 +187,11 @@ class Routed(Road):
     def sample(self, problem: Problem, count: int, generator: torch.Generator | None) -> Tensor:
         """Each group's own samples, the groups one after the other."""
         return self._listed(problem, count, lambda road, part: road.sample(part, count, generator))
+
+    def entropy(self, problem: Problem) -> Tensor | None:
+        """The road's own, where it takes the whole batch."""
+        road, problem = self._placed(problem)
+        return road.entropy(problem) if self._split(road, problem) is None else None
 
     def top_k(self, problem: Problem, k: int) -> Tensor:
         """Each group's own."""
