@@ -27,6 +27,7 @@ from spigot.polytopes import (
     Regularizer,
     Shannon,
     Simplex,
+    SpanningTree,
     Status,
     Subset,
     Tsallis,
@@ -371,3 +372,16 @@ def test_no_projection_stalls(scale: float) -> None:
     assert solution.gap is not None
     value = (scores * solution.value).sum((1, 2)).abs()
     assert bool((solution.gap.abs() <= 1e-8 * (1 + value)).all())
+
+
+@pytest.mark.parametrize(
+    "scores", [[-2.0, 1.0, -2.0, -2.0, 2.0, 2.0], [-1.0, 1.0, 2.0, -2.0, 0.0, 0.0], [0.0] * 6], ids=str
+)
+def test_ties_with_auxiliary_variables(scores: list[float]) -> None:
+    """Where it is in doubt which rows bind, by vertices: trees with every edge twice."""
+    trees = SpanningTree([(0, 1), (0, 2), (1, 2)] * 2, 3)
+    s = torch.tensor(scores, dtype=torch.float64)
+    by_rows = trees.solve(s, Euclidean(), solver=Clarabel())
+    torch.testing.assert_close(by_rows.value, trees.project(s), atol=1e-9, rtol=0)
+    assert by_rows.gap is not None
+    assert by_rows.gap <= 1e-11

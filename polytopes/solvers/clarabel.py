@@ -15,7 +15,8 @@ from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.faces import Face, pull_through_faces
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Euclidean, Regularizer
-from spigot.polytopes.solvers.highs import feasible, fixed
+from spigot.polytopes.solvers.highs import feasible, fixed, linear_program
+from spigot.polytopes.solvers.mixture import CERTIFIED, nearest
 from spigot.polytopes.solvers.rows import Rows, stacked_rows
 
 __all__ = ["Clarabel"]
@@ -105,6 +106,7 @@ def _program(form: Canonical) -> _QuadraticProgram:
     return per_thread(form.scratch, ("clarabel",), lambda: _QuadraticProgram(form))
 
 
+LINEAR_STEPS = 1_000_000
 LARGE = 2.0  # scores from which the problem is solved again near its answer
 
 
@@ -186,7 +188,8 @@ class _QuadraticProgram:
         """The projection onto the face of the binding rows; rows it would violate bind too.
 
         With auxiliary variables a violation cannot be seen in y alone: where it is in doubt which
-        rows bind, a linear program says whether y lies in M, or the interior point's answer stays.
+        rows bind, linear programs say whether y lies in M and is optimal there, and find the answer
+        by its vertices if not.
         """
         rows = self.rows
         binding = rows.binding(multipliers, slacks)
@@ -195,10 +198,23 @@ class _QuadraticProgram:
             face = rows.face(binding)
             y = near + face.pull(scores - near, np.ones_like(near))
             if len(rows.auxiliary) and rows.doubtful(multipliers, slacks):
-                return (y if feasible(fixed(self.form, y)) else near), face
+                return self._certified(scores, y if feasible(fixed(self.form, y)) else near), face
             if len(rows.auxiliary):
                 return y, face
             violated = rows.violated(y, x[rows.auxiliary]) & ~binding
             if not violated.any():
                 return y, face
             binding = binding | violated
+
+    def _certified(self, scores: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """y if a linear program finds nothing better, else the mixture of vertices that is optimal."""
+
+        def vertex_at(slope: np.ndarray) -> np.ndarray:
+            found = linear_program(self.form).vertex(slope, LINEAR_STEPS)
+            return y if found is None or found[2] != Status.CONVERGED else found[0]
+
+        slope = scores - y
+        if slope @ (vertex_at(slope) - y) <= CERTIFIED * (1 + abs(float(scores @ y))):
+            return y
+        exact = nearest(scores, vertex_at, 20 * len(y) + 100)
+        return y if exact is None else exact

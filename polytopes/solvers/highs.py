@@ -18,7 +18,7 @@ from spigot.polytopes.regularizers import Regularizer
 if TYPE_CHECKING:
     pass
 
-__all__ = ["Highs", "LinearProgram", "MixedIntegerProgram", "feasible", "fixed", "ray"]
+__all__ = ["Highs", "LinearProgram", "MixedIntegerProgram", "feasible", "fixed", "linear_program", "ray"]
 
 TIE = 1e-9  # a reduced cost this small may hide a second optimum; tiny scores are scaled up to 1
 LARGEST = 1e12  # beyond, ordinary scores vanish beside the largest: excluded parts are for `keep`
@@ -48,7 +48,7 @@ class Highs(Solver):
         values = np.zeros(problem.flat_scores.shape)
         steps, stopped = (np.zeros(problem.size, dtype=np.int64) for _ in range(2))
         for i, kept, scores in problem.instances():
-            program = _program(masked_form(problem.polytope, kept))
+            program = linear_program(masked_form(problem.polytope, kept))
             answer = program.vertex(scores, self.max_steps)
             if answer is None:
                 raise problem.no_structure([i])
@@ -63,7 +63,8 @@ class Highs(Solver):
         )
 
 
-def _program(form: Canonical) -> LinearProgram:
+def linear_program(form: Canonical) -> LinearProgram:
+    """The linear program over these rows, set up once a thread."""
     return per_thread(form.scratch, ("highs",), lambda: LinearProgram(form))
 
 

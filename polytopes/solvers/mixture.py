@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from torch import Tensor
 
@@ -9,9 +11,10 @@ from spigot.polytopes.arrays import contiguous, tensor
 from spigot.polytopes.kernels.min_norm import correct, inner_products, mixed
 from spigot.polytopes.regularizers import Euclidean, EuclideanOf
 
-__all__ = ["Mixture"]
+__all__ = ["CERTIFIED", "Mixture", "nearest"]
 
 Array = np.ndarray
+CERTIFIED = 1e-12  # a gap, relative to 1 + |<s, y>|
 ROOM = 8  # vertices that there is room for at first
 
 
@@ -131,3 +134,20 @@ class Mixture:
         for name in ("_costs", "_weights", "_move"):
             setattr(self, name, np.pad(getattr(self, name), (0, room)))
         self._slots = np.concatenate([self._slots, np.arange(room, 2 * room)])
+
+
+def nearest(scores: Array, vertex_at: Callable[[Array], Array], steps: int) -> Array | None:
+    """The projection of the scores `(d,)` onto the hull of an oracle's vertices; None if it stalls."""
+    mixture = Mixture(Euclidean(), scores, vertex_at(scores), scores.shape)
+    for _ in range(steps):
+        slope = mixture.slope()
+        vertex = vertex_at(slope)
+        scale = 1 + abs(float(scores @ mixture.y))
+        gap = mixture.gap(slope, vertex)
+        if gap <= CERTIFIED * scale:
+            return mixture.y
+        if mixture.holds(vertex):
+            return mixture.y if gap <= 1e3 * CERTIFIED * scale else None
+        mixture.add(vertex)
+        mixture.correct()
+    return None
