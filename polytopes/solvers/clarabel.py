@@ -165,10 +165,10 @@ class _QuadraticProgram:
             found = self._solve(scores, near)
             x = np.array(found.x) + near
         multipliers, slacks = np.array(found.z), np.array(found.s)
-        y, face = self._made_exact(scores, x, multipliers, slacks)
+        y, face, proven = self._made_exact(scores, x, multipliers, slacks)
         close = np.abs(y - x[self.form.columns]).max() <= 1e-5 * (1 + np.abs(scores).max())
         clean = close and str(found.status) in ("Solved", "AlmostSolved")
-        status = Status.CONVERGED if clean else Status.INACCURATE
+        status = Status.CONVERGED if proven or clean else Status.INACCURATE
         return _Answer(y, status, int(found.iterations), multipliers, face)
 
     def _solve(self, scores: np.ndarray, near: np.ndarray) -> Any:
@@ -184,12 +184,11 @@ class _QuadraticProgram:
 
     def _made_exact(
         self, scores: np.ndarray, x: np.ndarray, multipliers: np.ndarray, slacks: np.ndarray
-    ) -> tuple[np.ndarray, Face]:
-        """The projection onto the face of the binding rows; rows it would violate bind too.
+    ) -> tuple[np.ndarray, Face, bool]:
+        """The projection onto the face of the binding rows, the face, and whether it is proven.
 
-        With auxiliary variables a violation cannot be seen in y alone: where it is in doubt which
-        rows bind, linear programs say whether y lies in M and is optimal there, and find the answer
-        by its vertices if not.
+        Rows that the projection would violate bind too. With auxiliary variables a violation cannot
+        be seen in y alone: where it is in doubt which rows bind, linear programs decide.
         """
         rows = self.rows
         binding = rows.binding(multipliers, slacks)
@@ -198,16 +197,17 @@ class _QuadraticProgram:
             face = rows.face(binding)
             y = near + face.pull(scores - near, np.ones_like(near))
             if len(rows.auxiliary) and rows.doubtful(multipliers, slacks):
-                return self._certified(scores, y if feasible(fixed(self.form, y)) else near), face
+                y, proven = self._by_vertices(scores, y if feasible(fixed(self.form, y)) else near)
+                return y, face, proven
             if len(rows.auxiliary):
-                return y, face
+                return y, face, False
             violated = rows.violated(y, x[rows.auxiliary]) & ~binding
             if not violated.any():
-                return y, face
+                return y, face, False
             binding = binding | violated
 
-    def _certified(self, scores: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """y if a linear program finds nothing better, else the mixture of vertices that is optimal."""
+    def _by_vertices(self, scores: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, bool]:
+        """y, or the best mixture of vertices where a linear program finds y improvable; whether proven."""
 
         def vertex_at(slope: np.ndarray) -> np.ndarray:
             found = linear_program(self.form).vertex(slope, LINEAR_STEPS)
@@ -215,6 +215,6 @@ class _QuadraticProgram:
 
         slope = scores - y
         if slope @ (vertex_at(slope) - y) <= CERTIFIED * (1 + abs(float(scores @ y))):
-            return y
+            return y, False  # as good as the interior point says
         exact = nearest(scores, vertex_at, 20 * len(y) + 100)
-        return y if exact is None else exact
+        return (y, False) if exact is None else (exact, True)
