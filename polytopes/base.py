@@ -139,7 +139,8 @@ class Polytope:
     def padding(self, lengths: Tensor) -> Tensor:
         """The parts `(n, *event)` that structures of these lengths, `(n,)` or `(n, 2)`, use, as bool."""
         sizes, which = distinct(lengths.cpu())
-        shapes = torch.tensor([self.sized(length).event_shape for length in sizes])
+        found = [self.sized(length).event_shape for length in sizes]
+        shapes = torch.tensor(found, dtype=torch.int64).reshape(len(found), len(self.event_shape))
         inside = torch.ones((), dtype=torch.bool)
         for dim, size in enumerate(self.event_shape):
             fits = torch.arange(size) < shapes[which, dim][:, None]

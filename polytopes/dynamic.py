@@ -96,6 +96,12 @@ def _scores(problem: Problem) -> Tensor:  # (n, d), float32 or float64
     return scores if scores.dtype in (torch.float32, torch.float64) else scores.double()
 
 
+def _nothing(problem: Problem) -> Tensor:  # (n, d)
+    """Zeros for a kernel to write into, in their own order whatever that of the scores is."""
+    scores = _scores(problem)
+    return torch.zeros(scores.shape, dtype=scores.dtype)
+
+
 def _run(name: str, problem: Problem, before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
     """A kernel: what it asks for between the goals and the scores, and after the mask."""
     function = getattr(library("spigot.polytopes.kernels.hypergraph"), name)
@@ -126,7 +132,7 @@ def best_derivations(problem: Problem, tolerance: float) -> tuple[Tensor, Tensor
     Of those that tie the first edges win; with a relative tolerance for ties, generic scores of the
     parts decide.
     """
-    value = torch.zeros_like(_scores(problem))
+    value = _nothing(problem)
     objective = np.empty(problem.size)
     generic = np.zeros(len(_owner(problem).program.edges.slots))
     if tolerance:
@@ -164,7 +170,7 @@ class InsideOutside(Road):
 
     def solve(self, problem: Problem) -> Solution:
         """Expected counts of the parts, and log Z."""
-        value = torch.zeros_like(_scores(problem))
+        value = _nothing(problem)
         objective = np.empty(problem.size)
         ceiling = np.inf if _owner(problem).repeats else 1.0
         _run("marginals", problem, (ceiling,), (contiguous(value), objective))
@@ -174,7 +180,7 @@ class InsideOutside(Road):
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
         """Covariance times grad, by derivatives carried along inside and outside."""
         direction = grad.detach().flatten(1).to(_scores(problem).dtype)
-        pulled = torch.zeros_like(direction)
+        pulled = _nothing(problem)
         _run("covariance", problem, (), (contiguous(direction), contiguous(pulled)))
         return pulled.reshape(grad.shape)
 
@@ -197,12 +203,11 @@ class InsideOutside(Road):
         """Each node's k best, from those of its tails.
 
         Raises:
-            ValueError: an instance has fewer than k derivations.
+            NoStructure, ValueError: an instance has no derivation, or fewer than k.
         """
         scores = _scores(problem)
         best = torch.zeros(k, *scores.shape, dtype=scores.dtype)
         found = np.zeros(problem.size, dtype=np.int64)
         _run("k_best", problem, (k,), (contiguous(best), found))
-        if found.min() < k:
-            raise ValueError(f"top_k: k = {k}, but an instance has only {found.min()} structure(s).")
+        problem.check_enough(k, tensor(found))
         return best.reshape(k, *problem.scores.shape)

@@ -32,7 +32,7 @@ def conjugate(problem: Problem, road: Road) -> Tensor:  # (n,)
 
 def pull(problem: Problem, road: Road, solution: Solution, grad: Tensor) -> Tensor:
     """The road's vector-Jacobian product; an instance with a non-finite grad gets NaN."""
-    n = problem.size
+    n, grad = problem.size, grad.contiguous()
     bad = ~torch.isfinite(grad.flatten(1)).all(1)
     if not bool(bad.any()):
         return road.vjp(problem, solution, grad)

@@ -498,9 +498,7 @@ class LogicMarginals(Road):
         closed = torch.where(form.gated, 0.0, -torch.inf)[:, None]
         value = torch.cat([value + torch.where(form.gated, gate, 0.0)[:, None], closed], 1)
         ranked = value.sort(dim=1, descending=True, stable=True)
-        if bool(ranked.values[:, k - 1].isneginf().any()):
-            fewest = int(value.isfinite().sum(1).min())
-            raise ValueError(f"top_k: k = {k}, but an instance has only {fewest} structure(s).")
+        problem.check_enough(k, value.isfinite().sum(1))
         chosen = ranked.indices[:, :k]
         z = torch.cat([z, torch.zeros_like(z[:, :1])], 1)
         z = z.gather(1, chosen[:, :, None].expand(-1, -1, z.shape[2]))

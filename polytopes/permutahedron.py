@@ -387,12 +387,13 @@ class SumOverSets(Road):
         items, weights = _sorted(problem)
         best = torch.zeros(k, *problem.scores.shape, dtype=torch.float64)
         values = np.broadcast_to(weights.values, tuple(problem.scores.shape))
+        counts = torch.zeros(problem.size, dtype=torch.int64)
         for i, row in enumerate(contiguous(problem.scores.double())):
             chosen = np.sort(items.index[i, : items.counts[i]])
             found = arrangements.k_best(row[chosen], values[i, : len(chosen)], k)
-            if len(found) < k:
-                raise ValueError(f"top_k: k = {k}, but an instance has only {len(found)} structure(s).")
-            best[:, i, tensor(chosen)] = tensor(np.stack(found))
+            counts[i] = len(found)
+            best[: len(found), i, tensor(chosen)] = tensor(np.stack(found))
+        problem.check_enough(k, counts)
         return best
 
 

@@ -38,8 +38,8 @@ class Status(IntEnum):
 class Problem:
     """argmax over y in M, with y_i = 0 where `keep` is False, of <s, y> - Omega(y), for n instances.
 
-    Scores are finite here and zero at excluded parts and padding: NaN, inf and shapes have been
-    dealt with.
+    Scores are finite and contiguous here, and zero at excluded parts and padding: NaN, inf and shapes
+    have been dealt with.
     """
 
     polytope: Polytope
@@ -50,6 +50,9 @@ class Problem:
     params: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])  # (n, *shape) each
     batch_shape: tuple[int, ...] = ()  # what n was, and
     origin: Tensor | None = None  # (n,), which of it these are: for messages only
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scores", self.scores.contiguous())
 
     @property
     def size(self) -> int:
@@ -97,6 +100,23 @@ class Problem:
     def no_structure(self, rows: Sequence[int], why: str = "") -> NoStructure:
         """The error for masks that exclude every structure of these instances."""
         return NoStructure(f"keep leaves no structure of {self.polytope} in {self.describe(rows)}{why}.")
+
+    def check_enough(self, k: int, found: Tensor) -> None:
+        """Raises where instances have fewer than the k structures asked for; `found` is `(n,)`.
+
+        Raises:
+            NoStructure: they have none.
+            ValueError: they have fewer than k; the message names those with the fewest.
+        """
+        fewest = int(found.min())
+        if fewest >= k:
+            return
+        rows = [int(row) for row in (found == fewest).nonzero()[:, 0].cpu()]
+        if not fewest:
+            raise self.no_structure(rows)
+        raise ValueError(
+            f"top_k: k = {k}, but there are only {fewest} structure(s) in {self.describe(rows)}."
+        )
 
     def with_scores(self, scores: Tensor) -> Problem:
         """The same instances and masks with other scores."""

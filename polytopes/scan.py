@@ -173,9 +173,7 @@ class ScannedForwardBackward(Road):
         """Viterbi with the k best ways to every tag."""
         chains = _Chains(problem)
         tags, scores = chains.best(k)
-        fewest = int(scores.isfinite().sum(0).min())
-        if fewest < k:
-            raise ValueError(f"top_k: k = {k}, but an instance has only {fewest} structure(s).")
+        problem.check_enough(k, scores.isfinite().sum(0))
         return chains.vertices(tags)
 
 

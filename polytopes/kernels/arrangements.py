@@ -2,8 +2,9 @@
 
 before[S] = log of the sum, over the orders in which the first |S| weights go to the items of S, of
 exp(sum of weight times score), and after[S] the same for the weights that are left and the items
-outside S. One step to the set S takes an item i and multiplies by exp(weights[|S|] s_i). Nothing is
-ever subtracted, and all of it is in log space, so peaked scores stay right.
+outside S. One step to the set S takes an item i and multiplies by exp(weights[|S|] s_i), less what
+the best arrangement, the sorted one, has there: so large scores lose no digits. All of it is in log
+space, so peaked scores stay right.
 """
 
 from __future__ import annotations
@@ -25,6 +26,15 @@ def _sizes(most: int) -> np.ndarray:
 
 
 @kernel
+def _energy(row: np.ndarray, items: np.ndarray, count: int, k: int, i: int) -> float:
+    """What item i loses or wins by the weight of rank k; 0 in the best arrangement.
+
+    Items and weights are sorted, and a constant more on all weights changes all arrangements alike.
+    """
+    return (row[k] - row[count - 1]) * (items[i] - items[k])
+
+
+@kernel
 def _fill(
     items: np.ndarray,
     count: int,
@@ -43,20 +53,20 @@ def _fill(
         if step == 0:
             table[s], slopes[s] = 0.0, 0.0
             continue
-        weight = row[sizes[s] - 1] if forwards else row[sizes[s]]
+        k = sizes[s] - 1 if forwards else sizes[s]
         top = -np.inf
         for i in range(count):
             bit = 1 << i
             if ((s & bit) != 0) == forwards:
-                top = max(top, table[s ^ bit] + weight * items[i])
+                top = max(top, table[s ^ bit] + _energy(row, items, count, k, i))
         total, slope = 0.0, 0.0
         for i in range(count):
             bit = 1 << i
             if ((s & bit) != 0) == forwards:
-                part = np.exp(table[s ^ bit] + weight * items[i] - top)
+                part = np.exp(table[s ^ bit] + _energy(row, items, count, k, i) - top)
                 total += part
                 if moving:
-                    slope += part * (slopes[s ^ bit] + weight * speed[i])
+                    slope += part * (slopes[s ^ bit] + row[k] * speed[i])
         table[s], slopes[s] = top + np.log(total), slope / total
 
 
@@ -101,15 +111,15 @@ def chances(
         _fill(items, count, row, sizes, moving, speed, True, before, dbefore)
         _fill(items, count, row, sizes, moving, speed, False, after, dafter)
         every = (1 << count) - 1
-        total[i] = before[every]
+        total[i] = before[every] + (row[:count] * items[:count]).sum()
         for s in range(every):
             k = sizes[s]
             for j in range(count):
                 bit = 1 << j
                 if s & bit:
                     continue
-                log = before[s] + row[k] * items[j] + after[s | bit] - before[every]
-                part = np.exp(log)
+                log = before[s] + _energy(row, items, count, k, j) + after[s | bit]
+                part = np.exp(log - before[every])
                 item = order[i, j]
                 chance[i, item, k] += part
                 if moving:
@@ -150,7 +160,8 @@ def draw(
                     bit = 1 << j
                     if s & bit:
                         chosen = j
-                        left -= np.exp(before[s ^ bit] + row[k] * items[j] - before[s])
+                        energy = _energy(row, items, count, k, j)
+                        left -= np.exp(before[s ^ bit] + energy - before[s])
                         if left < 0:
                             break
                 drawn[m, i, order[i, chosen]] = row[k]

@@ -93,6 +93,8 @@ def _spread(scores: Array, length: int, tops: Array) -> float:
             value = flat[k]
             high = value if value > high else high
             low = value if value < low else low
+        if low == -np.inf:
+            return np.inf
         tops[t] = high
         widest = max(widest, float(high) - float(low))
     return widest

@@ -135,8 +135,9 @@ def _inside(
             weight[p, 0] = 0.0
             weight[p, 1] = -np.inf
         else:
-            exponent = math.floor(log[p] * LOG2_E) + 1.0
-            weight[p, 0] = math.exp((log[p] - exponent * LN2_HIGH) - exponent * LN2_LOW)
+            exponent = np.floor(log[p] * LOG2_E) + 1.0  # math.floor's integers end at 2^63
+            rest = (log[p] - exponent * LN2_HIGH) - exponent * LN2_LOW
+            weight[p, 0] = math.exp(min(max(rest, -LN2), 0.0))  # all rounding, where log is huge
             weight[p, 1] = exponent
     sums[0, 0] = 1.0
     sums[0, 1] = 0.0
