@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from spigot.polytopes.kernels.compiled import kernel
+from spigot.polytopes.kernels.vectors import fill
 
 __all__ = ["assign"]
 
@@ -121,9 +122,9 @@ def _solve(
     queue: np.ndarray,
 ) -> bool:
     """Each row's column in `place`, or OWN_PLACE; false where no matching exists."""
-    place[:k] = FREE
-    owner[:m] = FREE
-    v[:m] = 0.0
+    fill(place, k, FREE)
+    fill(owner, m, FREE)
+    fill(v, m, 0.0)
     if square and not _reduce_columns(cost, k, place, owner, v, before):
         return False
     count = 0
@@ -149,8 +150,8 @@ def _reduce_columns(
     best: np.ndarray,
 ) -> bool:
     """Prices every column at its least cost, and gives it to that row if the row is free."""
-    v[:k] = np.inf
-    best[:k] = 0
+    fill(v, k, np.inf)
+    fill(best, k, 0)
     for p in range(k):
         for q in range(k):
             if cost[p, q] < v[q]:

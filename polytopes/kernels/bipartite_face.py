@@ -17,6 +17,7 @@ import numpy as np
 
 from spigot.polytopes.kernels.bipartite_newton import eliminate
 from spigot.polytopes.kernels.compiled import kernel
+from spigot.polytopes.kernels.vectors import clear, fill
 
 __all__ = ["loose", "pull", "slack", "strong", "usable"]
 
@@ -219,8 +220,8 @@ def strong(
     """Tarjan's strongly connected components of the residual graph, without recursion."""
     n = k + m + 1
     order, low, following, path, stack = walk[0], walk[1], walk[2], walk[3], walk[4]
-    order[:n] = -1
-    group[:n] = -1
+    fill(order, n, -1)
+    fill(group, n, -1)
     time, groups, held = 0, 0, 0
     for root in range(n):
         if order[root] >= 0:
@@ -281,9 +282,9 @@ def _solve(
     column: np.ndarray,
 ) -> None:
     """(alpha, beta) with zero sums of g - alpha - beta at the constrained rows and columns."""
-    matrix[:k, :k] = 0.0
-    count[:m] = 0.0
-    beta[:m] = 0.0
+    clear(matrix, k)
+    fill(count, m, 0.0)
+    fill(beta, m, 0.0)
     for p in range(k):
         many, alpha[p] = 0.0, 0.0
         for q in range(m):

@@ -21,6 +21,7 @@ import numpy as np
 from spigot.polytopes.kernels.bounds import at_most, bounded, hold, largest_error
 from spigot.polytopes.kernels.cholesky import factor, substitute
 from spigot.polytopes.kernels.compiled import kernel
+from spigot.polytopes.kernels.vectors import clear, copy, fill
 
 __all__ = ["eliminate", "project"]
 
@@ -66,12 +67,10 @@ def project(
         rows, columns = sizes[i, 0], sizes[i, 1]
         flip = rows > columns
         k, m = (columns, rows) if flip else (rows, columns)
-        if flip:
-            a[:k], b[:m] = column_mass[i, :k], row_mass[i, :m]
-            u0[:k], v0[:m] = column_price[i, :k], row_price[i, :m]
-        else:
-            a[:k], b[:m] = row_mass[i, :k], column_mass[i, :m]
-            u0[:k], v0[:m] = row_price[i, :k], column_price[i, :m]
+        copy(column_mass[i] if flip else row_mass[i], a, k)
+        copy(row_mass[i] if flip else column_mass[i], b, m)
+        copy(column_price[i] if flip else row_price[i], u0, k)
+        copy(row_price[i] if flip else column_price[i], v0, m)
         for p in range(k):
             for q in range(m):
                 s = scores[i, q, p] if flip else scores[i, p, q]
@@ -133,7 +132,7 @@ def _sums(
     x: np.ndarray, k: int, m: int, u: np.ndarray, v: np.ndarray, r: np.ndarray, c: np.ndarray
 ) -> float:
     """Row sums r and column sums c of y = (x - u - v)+; returns sum of y^2 / 2."""
-    c[:m] = 0.0
+    fill(c, m, 0.0)
     energy = 0.0
     for p in range(k):
         row, up = x[p], u[p]
@@ -239,7 +238,10 @@ def _minimise(
                 alpha = low + 0.3 * width
         stalls = stalls + 1 if error <= 1e-10 * scale and new_error >= 0.5 * error else 0
         dual, error = new, new_error
-        u[:k], v[:m], gu[:k], gv[:m] = tu[:k], tv[:m], hu[:k], hv[:m]
+        copy(tu, u, k)
+        copy(tv, v, m)
+        copy(hu, gu, k)
+        copy(hv, gv, m)
     return MAX_STEPS, error
 
 
@@ -311,7 +313,7 @@ def _direction(
                 pattern[q, int(spare[q])] = p
                 spare[q] += 1.0
     for _ in range(BOUND_ROUNDS):
-        matrix[:k, :k] = 0.0
+        clear(matrix, k)
         for p in range(k):
             matrix[p, p] = np.inf if held_u[p] else ridge
             du[p] = low_u[p] - u[p] if held_u[p] else gu[p]

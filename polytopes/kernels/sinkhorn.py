@@ -21,6 +21,7 @@ from spigot.polytopes.kernels.bipartite_face import loose, slack, strong
 from spigot.polytopes.kernels.bounds import at_most, bounded, hold, largest_error
 from spigot.polytopes.kernels.cholesky import factor, substitute
 from spigot.polytopes.kernels.compiled import kernel
+from spigot.polytopes.kernels.vectors import clear, copy, fill, multiply
 
 __all__ = ["pull", "scale"]
 
@@ -29,7 +30,7 @@ SWEEPS = 6
 TRIALS = 60
 RIDGE = 1e-13
 BOUND_ROUNDS = 20
-SPREAD, ROUGH, ROUGH_STEPS = 30.0, 1e-2, 12
+SPREAD, ROUGH, FINE, ROUGH_STEPS = 30.0, 1e-2, 2e-15, 12
 
 
 @kernel
@@ -117,7 +118,7 @@ def _exponentials(
     c: np.ndarray,
 ) -> float:
     """y = exp(heat x - 1 - u - v), its row sums r and column sums c; returns its total."""
-    c[:m] = 0.0
+    fill(c, m, 0.0)
     whole = 0.0
     for p in range(k):
         total = 0.0
@@ -133,15 +134,15 @@ def _exponentials(
 
 
 @kernel
-def _errors(k: int, m: int, work: np.ndarray, u: np.ndarray, v: np.ndarray) -> float:
-    """The largest error of a sum at the multipliers u and v."""
+def _errors(k: int, m: int, work: np.ndarray) -> float:
+    """The largest error of a sum."""
     excess = work[14]
     for p in range(k):
         excess[p] = work[6, p] - work[0, p]
-    worst = largest_error(excess, u, work[4], k)
+    worst = largest_error(excess, work[2], work[4], k)
     for q in range(m):
         excess[q] = work[7, q] - work[1, q]
-    return max(worst, largest_error(excess, v, work[5], m))
+    return max(worst, largest_error(excess, work[3], work[5], m))
 
 
 @kernel
@@ -156,7 +157,7 @@ def _anneal(
     column: np.ndarray,
 ) -> tuple[int, float]:
     """Solves roughly with all logarithms scaled down to small ones, doubles them, and so on."""
-    u, v, low_u, low_v = work[2], work[3], work[4], work[5]
+    low_u, low_v = work[4], work[5]
     spread = 0.0
     for p in range(k):
         for q in range(m):
@@ -165,17 +166,19 @@ def _anneal(
     heat = 1.0
     while heat * spread > SPREAD:
         heat *= 0.5
-    low_u[:k] *= heat
-    low_v[:m] *= heat
+    multiply(low_u, k, heat)
+    multiply(low_v, m, heat)
     steps = 0
-    while heat < 1.0:
-        more, _ = _minimise(x, heat, y, turned, k, m, work, matrix, column, ROUGH, ROUGH_STEPS)
+    while True:
+        rough = heat < 1.0
+        tolerance, limit = (ROUGH, ROUGH_STEPS) if rough else (FINE, MAX_STEPS)
+        more, error = _minimise(x, heat, y, turned, k, m, work, matrix, column, tolerance, limit)
         steps += more
+        if not rough:
+            return steps, error
         heat *= 2.0
-        for half in (u[:k], v[:m], low_u[:k], low_v[:m]):
-            half *= 2.0
-    more, error = _minimise(x, heat, y, turned, k, m, work, matrix, column, 2e-15, MAX_STEPS)
-    return steps + more, error
+        for t in range(2, 6):
+            multiply(work[t], m, 2.0)
 
 
 @kernel
@@ -200,14 +203,13 @@ def _minimise(
         largest = max(largest, a[p])
     for q in range(m):
         largest = max(largest, b[q])
-    whole = _exponentials(x, heat, y, k, m, u, v, r, c)
     error, stalls = np.inf, 0
     for step in range(limit):
-        _sweeps(y, k, m, work)
-        whole = _exponentials(x, heat, y, k, m, u, v, r, c)
-        new = _errors(k, m, work, u, v)
+        _exponentials(x, heat, y, k, m, u, v, r, c)
+        whole = _sweeps(y, k, m, work)
+        new = _errors(k, m, work)
         stalls = stalls + 1 if new > 0.5 * error and new < 1e-12 * largest else 0
-        if new <= tolerance * largest or stalls > 2:
+        if new <= tolerance * largest or stalls > 2 or step == limit - 1:
             return step, new
         quick = new <= 0.05 * error
         error = new
@@ -223,42 +225,37 @@ def _minimise(
             reach = max(reach, abs(dv[q]))
             slope += (b[q] - c[q]) * dv[q]
             linear += b[q] * v[q]
-        dual, alpha, longest = whole + linear, min(1.0, 20.0 / reach), 0.0
+        dual, alpha = whole + linear, min(1.0, 20.0 / reach)
         noise = 1e-15 * (abs(whole) + abs(linear))
         for _ in range(TRIALS):
-            linear = 0.0
+            new = 0.0
             for p in range(k):
                 tu[p] = bounded(u[p] + alpha * du[p], low_u[p])
-                linear += a[p] * tu[p]
+                new += a[p] * tu[p]
             for q in range(m):
                 tv[q] = bounded(v[q] + alpha * dv[q], low_v[q])
-                linear += b[q] * tv[q]
-            trial = _exponentials(x, heat, y, k, m, tu, tv, r, c)
-            new = _errors(k, m, work, tu, tv)
-            lower = trial + linear <= dual + 1e-4 * alpha * min(slope, 0.0) + noise
-            if lower and (longest == 0.0 or new <= 0.5 * error):
-                longest, error = alpha, new
-                u[:k], v[:m] = tu[:k], tv[:m]
-                if new <= 1e-14 * largest or alpha * reach > 300.0:
-                    break
-                alpha *= 2.0
-            elif longest > 0.0:
+                new += b[q] * tv[q]
+            new += _exponentials(x, heat, y, k, m, tu, tv, r, c)
+            if new <= dual + 1e-4 * alpha * min(slope, 0.0) + noise:
+                copy(tu, u, k)
+                copy(tv, v, m)
                 break
-            else:
-                alpha *= 0.5
-        _exponentials(x, heat, y, k, m, u, v, r, c)
+            alpha *= 0.5
     return limit, error
 
 
 @kernel
-def _sweeps(y: np.ndarray, k: int, m: int, work: np.ndarray) -> None:
-    """A few exact minimisations over u, then over v, by products with y as it is."""
+def _sweeps(y: np.ndarray, k: int, m: int, work: np.ndarray) -> float:
+    """A few exact minimisations over u, then over v, by products; y and its sums follow.
+
+    Returns y's total.
+    """
     a, b, u, v, low_u, low_v = work[0], work[1], work[2], work[3], work[4], work[5]
-    f, h, total = work[12], work[13], work[14]
-    f[:k] = 1.0
-    h[:m] = 1.0
+    r, c, f, h, total = work[6], work[7], work[12], work[13], work[14]
+    fill(f, k, 1.0)
+    fill(h, m, 1.0)
     for _ in range(SWEEPS):
-        total[:m] = 0.0
+        fill(total, m, 0.0)
         for p in range(k):
             reached = 0.0
             for q in range(m):
@@ -270,10 +267,19 @@ def _sweeps(y: np.ndarray, k: int, m: int, work: np.ndarray) -> None:
         for q in range(m):
             if total[q] > 1e-280 and b[q] > 0.0:
                 h[q] = min(b[q] / total[q], np.exp(min(v[q] - low_v[q], 700.0)))
+    whole = 0.0
+    fill(c, m, 0.0)
     for p in range(k):
         u[p] = bounded(u[p] - np.log(f[p]), low_u[p])
+        r[p] = 0.0
+        for q in range(m):
+            y[p, q] *= f[p] * h[q]
+            r[p] += y[p, q]
+            c[q] += y[p, q]
+        whole += r[p]
     for q in range(m):
         v[q] = bounded(v[q] - np.log(h[q]), low_v[q])
+    return whole
 
 
 @kernel
@@ -313,7 +319,7 @@ def _direction(
     for q in range(m):
         held_v[q] = c[q] == 0.0 or (v[q] <= low_v[q] and c[q] <= b[q])
     for _ in range(BOUND_ROUNDS):
-        matrix[:k, :k] = 0.0
+        clear(matrix, k)
         for p in range(k):
             matrix[p, p] = np.inf if held_u[p] else r[p] * (1 + RIDGE)
             du[p] = max(low_u[p] - u[p], -1.0) * (r[p] > 0.0) if held_u[p] else r[p] - a[p]
@@ -403,9 +409,9 @@ def pull(
         rows, columns = sizes[i, 0], sizes[i, 1]
         flip = rows > columns
         k, m = (columns, rows) if flip else (rows, columns)
-        matrix[:k, :k] = 0.0
-        alpha[:k] = 0.0
-        beta[:m] = 0.0
+        clear(matrix, k)
+        fill(alpha, k, 0.0)
+        fill(beta, m, 0.0)
         for p in range(k):
             for q in range(m):
                 r, c = (q, p) if flip else (p, q)
