@@ -17,7 +17,9 @@ from spigot.polytopes.tree_sums import Arcs, derivative, marginals
 
 __all__ = ["project", "pull"]
 
+ROOM = 32  # for cuts that join before others leave: n - 1 are enough in the end
 CHECK = 60.0  # log-weight that a tree loses at each cut that it does not meet with equality
+SUMS = 1e9  # operations: about a second
 RANK = 1e-9  # a probability or a variance below it is rounding
 
 
@@ -36,6 +38,12 @@ class TreeFace:
     def tied(self) -> bool:
         """Whether an arc at 0 is free."""
         return bool((self.free == 2).any())
+
+    @property
+    def listed(self) -> bool:
+        """Whether its directions come from its trees: at ties, where these are not too many to sum."""
+        words = int(self.free.any(0).sum())
+        return self.tied and int((self.free > 0).sum()) * words**3 <= SUMS
 
     def settled(self) -> TreeFace:
         """The same face without the free arcs that none of its trees uses."""
@@ -60,7 +68,7 @@ class TreeFace:
     def pull(self, grad: np.ndarray, spread: np.ndarray) -> np.ndarray:
         """The projection of `grad` `(n, n)` onto the face's directions."""
         face = self.settled()
-        return _pull_tied(face, grad) if face.tied else _pull_plain([face], grad[None])[0]
+        return _pull_tied(face, grad) if face.listed else _pull_plain([face], grad[None])[0]
 
 
 def project(problem: Problem, arcs: Arcs) -> Solution:
@@ -68,9 +76,9 @@ def project(problem: Problem, arcs: Arcs) -> Solution:
     scores = arcs.scores
     count, n = scores.shape[:2]
     out, free = np.zeros_like(scores), np.zeros(scores.shape, dtype=np.uint8)
-    sets, binding = np.zeros((count, n + 8, n), dtype=bool), np.zeros(count, dtype=np.int64)
+    sets, binding = np.zeros((count, n + ROOM, n), dtype=bool), np.zeros(count, dtype=np.int64)
     steps = np.zeros(count, dtype=np.int64)
-    tie = tie_tolerance(problem.scores.dtype)
+    tie = tie_tolerance(torch.float64)  # that is what the kernels compute in
     over_instances(project_trees, count, *arcs, tie, out, free, sets, binding, steps)
     value = tensor(out)
     faces: list[Face] = [
@@ -127,7 +135,7 @@ def pull(problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
             pulled[i, kept] = face.pull(grads[i, kept], np.ones(int(kept.sum())))
             continue
         settled = face.settled()
-        if settled.tied:
+        if settled.listed:
             pulled[i] = _pull_tied(settled, grads[i])
         else:
             plain[i] = settled

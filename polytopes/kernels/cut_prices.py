@@ -5,8 +5,8 @@ arc inside S lowered by l_S, and the dual
 
     D(l) = sum over words of the conjugate of sparsemax + sum over S of l_S (|S| - 1)
 
-is to be minimised. Newton's step is cut off at 0 (Bertsekas' projected Newton: small multipliers that
-should fall go to 0 at once); where it does not help, a line search follows D's slope.
+is to be minimised. Newton's step is cut off at 0 (Bertsekas' projected Newton: multipliers that should
+fall to 0 by themselves go there at once); where it does not help, a line search follows D's slope.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Trial(NamedTuple):
     price: Array
     free: Array  # int32
     common: Array  # int32
+    order: Array  # int32
     move: Array
     matrix: Array  # (cuts, cuts)
 
@@ -219,26 +220,42 @@ def _residual(price: Array, slope: Array, count: int, equation: bool, tolerance:
 
 @kernel
 def _direct(
-    m: int,
-    cuts: Cuts,
-    count: int,
-    equation: bool,
-    residual: float,
-    tolerance: float,
-    use: Use,
+    m: int, cuts: Cuts, count: int, equation: bool, residual: float, tolerance: float, use: Use,
     trial: Trial,
-) -> int:
-    """Newton's move on the multipliers that may move; how many these are."""
-    small = min(1e-3, residual)
+) -> int:  # fmt: skip
+    """Newton's move on the multipliers that may move; how many these are.
+
+    One that Newton's method on it alone would take to 0 or below goes to 0.
+    """
     number = 0
     for k in range(count):
-        if cuts.price[k] > small or trial.slope[k] < -tolerance or (equation and k == 0):
+        if cuts.price[k] > 0.0 or trial.slope[k] < -tolerance or (equation and k == 0):
             trial.free[number] = k
-            trial.move[number] = -trial.slope[k]
             number += 1
     shift = 1e-9 + 1e-4 * min(1.0, residual)
     curvature(m, cuts.inside, use, trial.free, number, shift, trial.common, trial.matrix)
-    solve(trial.matrix, number, trial.move)
+    kept, ends = 0, number
+    for a in range(number):
+        k = trial.free[a]
+        ending = cuts.price[k] > 0.0 and cuts.price[k] * trial.matrix[a, a] <= trial.slope[k]
+        if ending and not (equation and k == 0):
+            continue
+        trial.common[kept] = a
+        for b in range(kept + 1):
+            trial.matrix[kept, b] = trial.matrix[a, trial.common[b]]
+        kept += 1
+    for a in range(number - 1, -1, -1):  # those that end go last
+        if kept > 0 and trial.common[kept - 1] == a:
+            kept -= 1
+            trial.order[kept] = trial.free[a]
+        else:
+            ends -= 1
+            trial.order[ends] = trial.free[a]
+    trial.free[:number] = trial.order[:number]
+    for a in range(number):
+        k = trial.free[a]
+        trial.move[a] = -trial.slope[k] if a < ends else -cuts.price[k]
+    solve(trial.matrix, ends, trial.move)
     return number
 
 
@@ -248,9 +265,12 @@ def _shoot(
     residual: float, tolerance: float, use: Use, trial: Trial,
 ) -> float:  # fmt: skip
     """A part of Newton's move, cut off at 0, that lowers D or the residual; D there, inf if none."""
+    noise = 1e-13 * (1.0 + abs(value))
+    for k in range(count):
+        noise += 1e-15 * abs(cuts.price[k]) * cuts.members[k, -1]
     t = 1.0
     for _ in range(HALVINGS):
-        trial.price[:count] = 0.0
+        trial.price[:count] = cuts.price[:count]
         gain = 0.0
         for k in range(count):
             gain += trial.slope[k] * cuts.price[k]
@@ -263,7 +283,7 @@ def _shoot(
         if gain > 0.0 and reached <= value - 1e-4 * gain:
             return reached
         closer = _residual(trial.price, trial.steep, count, equation, tolerance) < 0.5 * residual
-        if closer and reached <= value + 1e-13 * (1.0 + abs(value)):
+        if closer and reached <= value + noise:
             return reached
         t *= 0.5
     return np.inf

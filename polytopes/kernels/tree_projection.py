@@ -26,7 +26,7 @@ __all__ = ["project_trees", "pull_trees"]
 
 Array = np.ndarray
 ROUNDS = 300
-ACCEPTED = 1e-9  # a violation, where rounding allows no better
+ACCEPTED = 1e-8  # a violation, where rounding allows no better
 ROUNDING = 2.0**-52
 PEAKED = 1.5  # heads in use a word, on average: at fewer, start from the linear program's multipliers
 
@@ -112,7 +112,7 @@ def project_trees(
     )  # fmt: skip
     trial = Trial(
         np.empty(most), np.empty(most), np.empty(most), np.empty(most, np.int32),
-        np.empty(most, np.int32), np.empty(most), np.empty((most, most)),
+        np.empty(most, np.int32), np.empty(most, np.int32), np.empty(most), np.empty((most, most)),
     )  # fmt: skip
     for i in range(first, last):
         m: int = lengths[i]
