@@ -299,6 +299,15 @@ class ForwardBackward(Road):
         over_instances(sample_backward, problem.size, marginals, sizes, contiguous(draws), vertices)
         return tensor(vertices)
 
+    def entropy(self, problem: Problem) -> Tensor:
+        """The sum over steps of the entropy of a tag given the one before it."""
+        marginals, log_z = _marginals(problem, _arcs(problem).astype(np.float64))
+        _some_left(problem, log_z)
+        arcs = tensor(marginals)
+        left = arcs[:, 1:].sum(3)
+        joint, before = torch.xlogy(arcs, arcs).sum((1, 2, 3)), torch.xlogy(left, left).sum((1, 2))
+        return (before - joint).clamp_min(0.0)
+
     def top_k(self, problem: Problem, k: int) -> Tensor:
         """Viterbi with the k best ways to every tag."""
         from spigot.polytopes.kernels.chain import k_best
@@ -307,9 +316,7 @@ class ForwardBackward(Road):
         vertices = np.zeros((k, *scores.shape), dtype=scores.dtype)
         found = np.zeros(problem.size, dtype=np.int64)
         over_instances(k_best, problem.size, scores, _lengths(problem), vertices, found)
-        fewest = int(found.min())
-        if fewest < k:
-            raise ValueError(f"top_k: k = {k}, but an instance has only {fewest} structure(s).")
+        problem.check_enough(k, tensor(found))
         return tensor(vertices)
 
 
