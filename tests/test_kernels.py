@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from spigot.polytopes.kernels import compiled
 from spigot.polytopes.kernels.compiled import kernel
 from spigot.polytopes.kernels.pool import over_instances
 
@@ -109,3 +115,27 @@ def test_workers_of_a_data_loader(threads: Callable[[int], None]) -> None:
     expected = torch.stack([_Sums()[i] for i in range(8)])
     loader = DataLoader(_Sums(), batch_size=4, num_workers=2, multiprocessing_context="fork")
     assert torch.equal(torch.cat(list(loader)), expected)
+
+
+def test_code_on_disk_is_forgotten_when_a_kernel_that_it_calls_changes(tmp_path: Path) -> None:
+    """numba alone would run the old callee."""
+    folder = tmp_path / "kernels"
+    shutil.copytree(Path(compiled.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "caller.py").write_text(
+        "from kernels.compiled import kernel\nfrom kernels.callee import number\n"
+        "@kernel\ndef called() -> float:\n    return number()\n"
+    )
+    for value in (1.0, 2.0):
+        (folder / "callee.py").write_text(
+            f"from kernels.compiled import kernel\n@kernel\ndef number() -> float:\n    return {value}\n"
+        )
+        code = "from kernels.caller import called; print(called())"
+        path = os.pathsep.join([str(tmp_path), *sys.path])
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert float(done.stdout) == value

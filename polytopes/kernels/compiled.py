@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from spigot.polytopes.arrays import library
 
@@ -12,11 +13,24 @@ __all__ = ["kernel"]
 F = TypeVar("F", bound=Callable[..., object])
 
 
+def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """What the files of a folder are: their names, times and sizes."""
+    stats = [(path.name, path.stat()) for path in sorted(folder.glob("*.py"))]
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
+
+
+SOURCES = _stamp(Path(__file__).parent)
+
+
 def kernel(function: F) -> F:
     """Compiles a loop over instances, `kernel(first, last, *arrays)`, when it is first called.
 
     It runs in one thread and holds no lock, so that `pool.over_instances` may run it on several
     slices at once. Division by zero and overflow give inf and NaN, as in numpy. The machine code is
-    kept on disk for the next process.
+    kept on disk for the next process, until any file of this folder changes: a kernel holds the code
+    of those that it calls, which numba's own check of the kernel's file alone does not see.
     """
-    return library("numba").njit(function, nogil=True, cache=True, error_model="numpy")
+    compiled: Any = library("numba").njit(function, nogil=True, cache=True, error_model="numpy")
+    kept: Any = compiled._cache._cache_file
+    kept._source_stamp = (kept._source_stamp, SOURCES)
+    return compiled
