@@ -95,20 +95,21 @@ class _Conjugate(torch.autograd.Function):
         ctx.save_for_backward(scores)
         if problem.size == 0:
             return scores.new_zeros(0)
-        solution = road.solve(_still(problem, scores))
-        if any(ctx.needs_input_grad[3:]):
-            ctx.solution = solution
-        assert solution.objective is not None
-        return solution.objective.to(scores)
+        ctx.solution = road.solve(_still(problem, scores))
+        assert ctx.solution.objective is not None
+        return ctx.solution.objective.to(scores)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         (scores,) = ctx.saved_tensors
-        value = maximize(ctx.problem.with_scores(scores), ctx.road)
+        if torch.is_grad_enabled() or ctx.solution is None:  # to be differentiated once more
+            value = maximize(ctx.problem.with_scores(scores), ctx.road)
+        else:
+            value = ctx.solution.value.to(scores)
         by_scores = grad.reshape(-1, *[1] * (scores.dim() - 1)) * value
         moving = _moving(ctx.problem)
-        if ctx.solution is None:
+        if ctx.solution is None or not any(ctx.needs_input_grad[3:]):
             return by_scores, None, None, *(None for _ in moving)
         found = _by_name(ctx.problem, ctx.road.envelope(_still(ctx.problem, scores), ctx.solution))
         scaled = (grad.reshape(-1, *[1] * (g.dim() - 1)).to(g) * g for g in found)
