@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 import spigot
+from spigot.polytopes import Euclidean, Gibbs, Polytope, UnsupportedProblem
+from tests.structures import STRUCTURES
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = [
@@ -106,3 +108,34 @@ def test_code_on_the_page_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", spigot.__version__)
+
+
+def catalogue() -> dict[str, list[str]]:
+    """README's table of structures: the roads of MAP, Euclidean and Gibbs by the class's name."""
+    lines = (ROOT / "README.md").read_text().split("## Structures")[1].split("\n\n")[1].splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+    return {name: row[2:] for row in rows for name in re.findall(r"`([A-Z]\w+)", row[0])}
+
+
+OWN_ROADS = ("Product", "Masked", "Face", "Affine", "Batch", "Polytope")
+
+
+@pytest.mark.parametrize("name", sorted(set(catalogue()) - set(OWN_ROADS)))
+def test_the_catalogue_names_the_roads_taken(name: str) -> None:
+    examples = [row.polytope for row in STRUCTURES if type(row.polytope).__name__ == name]
+    assert examples, f"{name} has no row in tests/structures.py"
+    for regularizer, written in zip((None, Euclidean(), Gibbs()), catalogue()[name], strict=True):
+        try:
+            found = examples[0].which(regularizer).rule
+        except UnsupportedProblem:
+            found = "-"
+        assert found == written, (name, regularizer)
+
+
+def test_the_catalogue_is_complete() -> None:
+    classes = {
+        name
+        for name, item in vars(spigot.polytopes).items()
+        if name in spigot.polytopes.__all__ and isinstance(item, type) and issubclass(item, Polytope)
+    }
+    assert classes == set(catalogue())
