@@ -111,7 +111,8 @@ def flows_on(network: Network, part: np.ndarray) -> Flows:
         dominant, "MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
     )
     place = factors.perm_c.astype(np.int64)
-    return Flows(network, pattern_of(network.tails, network.heads, place), part)
+    pattern = pattern_of(network.tails, network.heads, place)
+    return Flows(network, pattern, part, place[network.tails], place[network.heads])
 
 
 def kept(problem: Problem) -> np.ndarray:  # (n, d), or no rows

@@ -34,6 +34,8 @@ class Flows(NamedTuple):
     network: Network
     pattern: Pattern
     part: np.ndarray  # (arcs,): which part an arc is, -1 for none
+    leave: np.ndarray  # (arcs,): its tail, in the order of elimination
+    enter: np.ndarray  # (arcs,): its head
 
 
 class Point(NamedTuple):
@@ -113,32 +115,6 @@ def _new_system(arcs: int, nodes: int, entries: int) -> System:
 
 
 @kernel
-def _factor(flows: Flows, system: System) -> None:
-    """The Laplacian of the system's weights."""
-    factor(flows.pattern, system.weights, system.values, system.pivots, system.work)
-
-
-@kernel
-def _solve(flows: Flows, system: System, x: np.ndarray) -> None:
-    """Potentials over x, in the order of elimination."""
-    substitute(flows.pattern, system.values, system.pivots, x)
-
-
-@kernel
-def _spread(flows: Flows, k: int, amount: float, x: np.ndarray) -> None:
-    """Adds column k of A, times the amount."""
-    x[flows.pattern.place[flows.network.tails[k]]] += amount
-    x[flows.pattern.place[flows.network.heads[k]]] -= amount
-
-
-@kernel
-def _drop(flows: Flows, k: int, x: np.ndarray) -> float:
-    """Row k of A' times potentials in the order of elimination."""
-    place, network = flows.pattern.place, flows.network
-    return float(x[place[network.tails[k]]] - x[place[network.heads[k]]])
-
-
-@kernel
 def _connect(flows: Flows, face: Face) -> None:
     """The arcs that can vary: those whose ends lie in one component of the residual network."""
     network = flows.network
@@ -156,6 +132,7 @@ def _begin(
 
     No flow is asked for where s is -1. The free arcs then have flows strictly within their bounds.
     """
+    leave, enter = flows.leave, flows.enter
     network, x = flows.network, point.x
     x[:] = 0.0
     if s >= 0:
@@ -173,7 +150,9 @@ def _begin(
     point.balance[:] = 0.0
     for k in range(len(x)):
         if face.free[k]:
-            _spread(flows, k, x[k], point.balance)
+            amount = x[k]
+            point.balance[leave[k]] += amount
+            point.balance[enter[k]] -= amount
     return True
 
 
@@ -183,24 +162,27 @@ def _direct(flows: Flows, face: Face, point: Point, system: System, centre: floa
 
     `again` takes in the second-order terms of the direction that stands.
     """
+    leave, enter = flows.leave, flows.enter
     x, rhs = point.x, point.dpotential
     rhs[:] = point.missing
     for k in range(len(x)):
         if face.free[k]:
             curve = point.dx[k] if again else 0.0
-            shift = point.scores[k] + _drop(flows, k, point.potential)
+            shift = point.scores[k] + (point.potential[leave[k]] - point.potential[enter[k]])
             shift += (centre - curve * point.dbelow[k]) / x[k]
             if flows.part[k] >= 0:
                 shift -= x[k] + (centre + curve * point.dabove[k]) / point.room[k]
             system.shift[k] = shift
-            _spread(flows, k, -system.weights[k] * shift, rhs)
-    _solve(flows, system, rhs)
+            amount = -system.weights[k] * shift
+            rhs[leave[k]] += amount
+            rhs[enter[k]] -= amount
+    substitute(flows.pattern, system.values, system.pivots, rhs)
     for k in range(len(x)):
         if face.free[k]:
             curve = point.dx[k] if again else 0.0
             first = centre - curve * point.dbelow[k]
             second = centre + curve * point.dabove[k]
-            move = system.weights[k] * (_drop(flows, k, rhs) + system.shift[k])
+            move = system.weights[k] * ((rhs[leave[k]] - rhs[enter[k]]) + system.shift[k])
             point.dx[k] = move
             point.dbelow[k] = (first - point.below[k] * move) / x[k] - point.below[k]
             if flows.part[k] >= 0:
@@ -243,11 +225,14 @@ def _products(flows: Flows, face: Face, point: Point, step: float) -> float:
 @kernel
 def _drifted(flows: Flows, face: Face, point: Point) -> bool:
     """Whether rounding has brought the flow out of balance, as it does where multipliers vanish."""
+    leave, enter = flows.leave, flows.enter
     gap = point.dpotential
     gap[:] = point.balance
     for k in range(len(point.x)):
         if face.free[k]:
-            _spread(flows, k, -point.x[k], gap)
+            amount = -point.x[k]
+            gap[leave[k]] += amount
+            gap[enter[k]] -= amount
     largest = 0.0
     for v in range(len(gap)):
         largest = max(largest, abs(gap[v]))
@@ -263,6 +248,7 @@ def _interior(
     What is missing at the nodes shrinks with every step and is never computed anew: the rounding of
     A x would be divided by the weights of all but empty arcs.
     """
+    leave, enter = flows.leave, flows.enter
     arcs = len(point.x)
     point.potential[:] = 0.0
     point.missing[:] = point.balance
@@ -271,7 +257,9 @@ def _interior(
         if face.free[k]:
             point.x[k] = point.room[k] = 0.5 if flows.part[k] >= 0 else 0.25
             point.below[k] = point.above[k] = scale
-            _spread(flows, k, -point.x[k], point.missing)
+            amount = -point.x[k]
+            point.missing[leave[k]] += amount
+            point.missing[enter[k]] -= amount
     for step in range(STEPS):
         mean = _products(flows, face, point, 0.0)
         if mean <= centred * scale or (mean <= NEARLY * scale and _drifted(flows, face, point)):
@@ -283,11 +271,14 @@ def _interior(
                 if flows.part[k] >= 0:
                     curvature += 1.0 + point.above[k] / point.room[k]
                 system.weights[k] = 1.0 / curvature
-        _factor(flows, system)
-        _direct(flows, face, point, system, 0.0, False)
-        share = _products(flows, face, point, _length(flows, face, point)) / mean
-        _direct(flows, face, point, system, mean * share**3, True)
-        length = _length(flows, face, point) * max(0.99, min(1.0 - mean / scale, 0.99999))
+        factor(flows.pattern, system.weights, system.values, system.pivots, system.work)
+        centre, length = 0.0, 0.0
+        for again in range(2):
+            _direct(flows, face, point, system, centre, again == 1)
+            length = _length(flows, face, point)
+            if again == 0:
+                centre = mean * (_products(flows, face, point, length) / mean) ** 3
+        length *= max(0.99, min(1.0 - mean / scale, 0.99999))
         for k in range(arcs):
             if face.free[k]:
                 point.x[k] += length * point.dx[k]
@@ -321,6 +312,7 @@ def _exact(flows: Flows, face: Face, point: Point, system: System, scale: float)
 
     There it is a flow driven by potentials alone, one Laplacian away. A bound that it breaks binds.
     """
+    leave, enter = flows.leave, flows.enter
     rhs = point.dpotential
     _bind(flows, face, point, system, scale)
     broken = True
@@ -330,12 +322,14 @@ def _exact(flows: Flows, face: Face, point: Point, system: System, scale: float)
         for k in range(len(point.x)):
             if face.free[k] and flows.part[k] >= 0:
                 value = point.scores[k] if system.weights[k] > 0.0 else system.shift[k]
-                _spread(flows, k, -value, rhs)
-        _factor(flows, system)
-        _solve(flows, system, rhs)
+                amount = -value
+                rhs[leave[k]] += amount
+                rhs[enter[k]] -= amount
+        factor(flows.pattern, system.weights, system.values, system.pivots, system.work)
+        substitute(flows.pattern, system.values, system.pivots, rhs)
         for k in range(len(point.x)):
             if system.weights[k] > 0.0 and flows.part[k] >= 0:
-                value = point.scores[k] + _drop(flows, k, rhs)
+                value = point.scores[k] + (rhs[leave[k]] - rhs[enter[k]])
                 if value < -1e-10 or value > 1.0 + 1e-10:
                     system.weights[k] = 0.0
                     system.shift[k] = 1.0 if value > 0.5 else 0.0
@@ -345,11 +339,11 @@ def _exact(flows: Flows, face: Face, point: Point, system: System, scale: float)
     for k in range(len(point.x)):
         if not face.free[k]:
             continue
-        slope = point.scores[k] + _drop(flows, k, point.potential)
+        slope = point.scores[k] + (point.potential[leave[k]] - point.potential[enter[k]])
         if flows.part[k] >= 0:
             value = system.shift[k]
             if system.weights[k] > 0.0:
-                value = min(max(point.scores[k] + _drop(flows, k, rhs), 0.0), 1.0)
+                value = min(max(point.scores[k] + (rhs[leave[k]] - rhs[enter[k]]), 0.0), 1.0)
             point.x[k] = value
             slope -= value
         gap += max(slope, 0.0) * (1.0 - point.x[k]) + max(-slope, 0.0) * point.x[k]
@@ -375,8 +369,9 @@ def _level(flows: Flows, face: Face, point: Point, system: System) -> None:
 @kernel
 def _expose(flows: Flows, face: Face, point: Point, system: System, tie: float) -> None:
     """The arcs that vary on the exposed face: those on cycles of arcs without a multiplier."""
+    leave, enter = flows.leave, flows.enter
     for k in range(len(point.x)):
-        slope = point.scores[k] + _drop(flows, k, point.potential)
+        slope = point.scores[k] + (point.potential[leave[k]] - point.potential[enter[k]])
         x, room = point.x[k], 1.0
         if flows.part[k] >= 0:
             slope -= x
@@ -393,8 +388,9 @@ def _recentre(flows: Flows, point: Point, scale: float) -> None:
 
     <A' p, x> is the same for all flows. An arc far beyond its bound is as well a little beyond it.
     """
+    leave, enter = flows.leave, flows.enter
     for k in range(len(point.x)):
-        drop = _drop(flows, k, point.potential)
+        drop = point.potential[leave[k]] - point.potential[enter[k]]
         if flows.part[k] >= 0:
             point.scores[k] = min(max(point.scores[k] + drop, -LARGE), 1.0 + LARGE)
         else:
@@ -445,13 +441,14 @@ def project(
             if part[k] >= 0:
                 out[i, part[k]] = point.x[k]
         steps[i] = 0
-        if scale > LARGE:
-            steps[i] += _interior(flows, face, point, system, scale, NEARLY)
-            gap[i] = _exact(flows, face, point, system, scale)
+        while True:
+            size = scale if steps[i] == 0 else LARGE
+            centred = CENTRED if size <= LARGE else NEARLY
+            steps[i] += _interior(flows, face, point, system, size, centred)
+            gap[i] = _exact(flows, face, point, system, size)
+            if size <= LARGE:
+                break
             _recentre(flows, point, scale)
-        size = min(scale, LARGE)
-        steps[i] += _interior(flows, face, point, system, size, CENTRED)
-        gap[i] = _exact(flows, face, point, system, size)
         for k in range(arcs):
             if part[k] >= 0 and face.free[k]:
                 out[i, part[k]] = point.x[k]
@@ -462,6 +459,7 @@ def project(
 @kernel
 def pull(flows: Flows, free: np.ndarray, grad: np.ndarray, out: np.ndarray) -> None:
     """The orthogonal projection of grad onto the circulations of the free arcs."""
+    leave, enter = flows.leave, flows.enter
     part = flows.part
     arcs, nodes = len(part), len(flows.pattern.place)
     system = _new_system(arcs, nodes, len(flows.pattern.rows))
@@ -470,9 +468,11 @@ def pull(flows: Flows, free: np.ndarray, grad: np.ndarray, out: np.ndarray) -> N
         if free[k]:
             system.weights[k] = 1.0 if part[k] >= 0 else JOINED
             if part[k] >= 0:
-                _spread(flows, k, float(grad[part[k]]), rhs)
-    _factor(flows, system)
-    _solve(flows, system, rhs)
+                amount = float(grad[part[k]])
+                rhs[leave[k]] += amount
+                rhs[enter[k]] -= amount
+    factor(flows.pattern, system.weights, system.values, system.pivots, system.work)
+    substitute(flows.pattern, system.values, system.pivots, rhs)
     for k in range(arcs):
         if free[k] and part[k] >= 0:
-            out[part[k]] = grad[part[k]] - _drop(flows, k, rhs)
+            out[part[k]] = grad[part[k]] - (rhs[leave[k]] - rhs[enter[k]])

@@ -32,7 +32,8 @@ def pattern_of(tails: np.ndarray, heads: np.ndarray, place: np.ndarray) -> Patte
     begin = np.zeros(nodes + 1, np.int64)
     for k in range(arcs):
         begin[min(place[tails[k]], place[heads[k]]) + 1] += 1
-    begin = np.cumsum(begin)
+    for k in range(nodes):
+        begin[k + 1] += begin[k]
     fill, upper = begin.copy(), np.empty(arcs, np.int64)
     for k in range(arcs):
         a, b = place[tails[k]], place[heads[k]]
@@ -64,17 +65,48 @@ def pattern_of(tails: np.ndarray, heads: np.ndarray, place: np.ndarray) -> Patte
             longer[: start[k]] = rows[: start[k]]
             rows = longer
         if count:
-            rows[start[k] : start[k + 1]] = np.sort(column[:count])
-            parent = rows[start[k]]
+            rows[start[k] : start[k + 1]] = column[:count]
+            parent = nodes
+            for j in range(count):
+                parent = min(parent, column[j])
             sibling[k] = child[parent]
             child[parent] = k
+    rows = _sorted(start, rows[: start[nodes]])
     slots = np.full(arcs, -1, np.int64)
     for k in range(arcs):
-        a, b = place[tails[k]], place[heads[k]]
+        a, b = min(place[tails[k]], place[heads[k]]), max(place[tails[k]], place[heads[k]])
+        low, high = start[a], start[a + 1] - 1
+        while low < high:
+            middle = (low + high) >> 1
+            if rows[middle] < b:
+                low = middle + 1
+            else:
+                high = middle
         if a != b:
-            low, high = start[min(a, b)], start[min(a, b) + 1]
-            slots[k] = low + np.searchsorted(rows[low:high], max(a, b))
-    return Pattern(place, start, rows[: start[nodes]].copy(), slots)
+            slots[k] = low
+    return Pattern(place, start, rows, slots)
+
+
+@kernel
+def _sorted(start: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The rows of each column in ascending order: the pattern transposed, and back."""
+    nodes = len(start) - 1
+    count = np.zeros(nodes + 1, np.int64)
+    for j in range(len(rows)):
+        count[rows[j] + 1] += 1
+    for k in range(nodes):
+        count[k + 1] += count[k]
+    columns, ends = np.empty(len(rows), np.int64), count.copy()
+    for k in range(nodes):
+        for j in range(start[k], start[k + 1]):
+            columns[ends[rows[j]]] = k
+            ends[rows[j]] += 1
+    ordered, place = np.empty(len(rows), np.int32), start.copy()
+    for row in range(nodes):
+        for j in range(count[row], count[row + 1]):
+            ordered[place[columns[j]]] = row
+            place[columns[j]] += 1
+    return ordered
 
 
 @kernel

@@ -117,8 +117,8 @@ def best_cells(
     most = 0
     for i in range(first, last):
         most = max(most, sizes[i, 0] * sizes[i, 1])
-    links, split = new_network(most, most * len(moves)), new_network(0, 0)
-    search, state = new_search(most), new_flow(0, 0)
+    links, search, none = new_network(most, most * len(moves)), new_search(most), most - most
+    split, state = new_network(none, none), new_flow(none, none)  # until one is needed
     cost = np.empty(most * (len(moves) + 1))
     order = np.empty(0, np.int32)
     h, w, is_split = 0, 0, False
