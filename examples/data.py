@@ -6,6 +6,7 @@ environment variable SPIGOT_DATA names.
 
 from __future__ import annotations
 
+import gzip
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,3 +104,39 @@ def named_entities(part: str = "train", folder: Path | None = None) -> list[Tagg
     blocks = "\n".join(line.rstrip() for line in text.split("\n")).split("\n\n")
     rows = [[line.split("\t") for line in block.split("\n") if line] for block in blocks]
     return [Tagged(*(tuple(column) for column in zip(*row, strict=True))) for row in rows if row]
+
+
+UD = "It is github.com/UniversalDependencies/{}: three .conllu files, each compressed by gzip."
+TREEBANKS = {
+    "english": ("ud_english_ewt", "UD_English-EWT", "en_ewt"),
+    "czech": ("ud_czech_cltt", "UD_Czech-CLTT", "cs_cltt"),
+}
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A sentence: its words, and for each the index of its head, -1 for the root."""
+
+    words: tuple[str, ...]
+    heads: tuple[int, ...]
+
+
+def dependency_trees(
+    language: str = "english", part: str = "train", folder: Path | None = None
+) -> list[Parsed]:
+    """A Universal Dependencies treebank's sentences of one part: "train", "dev" or "test".
+
+    Lines of multiword tokens (numbered 3-4) and of empty nodes (3.1) hold no word of the tree.
+    """
+    name, repository, prefix = TREEBANKS[language]
+    place = find(name, UD.format(repository), folder)
+    with gzip.open(place / f"{prefix}-ud-{part}.conllu.gz", "rt", encoding="utf-8") as file:
+        blocks = file.read().split("\n\n")
+    found: list[Parsed] = []
+    for block in blocks:
+        rows = [line.split("\t") for line in block.split("\n") if line and not line.startswith("#")]
+        words = [row for row in rows if row[0].isdigit()]
+        if words:
+            heads = tuple(int(row[6]) - 1 for row in words)
+            found.append(Parsed(tuple(row[1] for row in words), heads))
+    return found

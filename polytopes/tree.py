@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spigot.polytopes import tree_projection, tree_sums
+from spigot.polytopes import tree_projection, tree_sums, tree_torch
 from spigot.polytopes.arrays import library, rows_where
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.dispatch import SIZED, Road, rule
@@ -232,9 +232,13 @@ def _refuse(heads: Tensor, wrong: Tensor, what: str) -> None:
         )
 
 
-def _arcs(problem: Problem, checked: bool = True) -> Arcs:
+def _single_root(problem: Problem) -> bool:
     assert isinstance(problem.polytope, Arborescence)
-    return arcs_of(problem, problem.polytope.single_root, checked)
+    return problem.polytope.single_root
+
+
+def _arcs(problem: Problem, checked: bool = True) -> Arcs:
+    return arcs_of(problem, _single_root(problem), checked)
 
 
 @rule(Arborescence, None)
@@ -270,6 +274,37 @@ class CuttingPlanes(Road):
         return tree_projection.pull(problem, solution, grad)
 
 
+class BatchedMatrixTree(Road):
+    """The same sums in plain torch, where the scores are; samples and lists on the CPU."""
+
+    name = "matrix-tree theorem in torch"
+    cost = "O(n^3), n log n steps one after the other"
+    native = SIZED
+
+    def solve(self, problem: Problem) -> Solution:
+        """Marginals and log Z."""
+        if problem.keep is not None:
+            _arcs(problem)  # raises where no tree is left
+        return Solution.closed_form(*tree_torch.log_marginals(problem, _single_root(problem)))
+
+    def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
+        """By torch's own derivatives."""
+        with torch.enable_grad():
+            scores = problem.scores.detach().double().requires_grad_()
+            posed = problem.with_scores(scores)
+            marginals, _ = tree_torch.log_marginals(posed, _single_root(problem))
+            (pulled,) = torch.autograd.grad(marginals, scores, grad.double())
+        return pulled.to(grad)
+
+    def sample(self, problem: Problem, count: int, generator: torch.Generator | None) -> Tensor:
+        """Wilson's algorithm."""
+        return tree_sums.sample(_arcs(problem), count, generator).to(problem.scores.device)
+
+    def top_k(self, problem: Problem, k: int) -> Tensor:
+        """By splitting the set of trees."""
+        return tree_sums.k_best(_arcs(problem), k).to(problem.scores.device)
+
+
 @rule(Arborescence, Gibbs)
 class MatrixTree(Road):
     """The matrix-tree theorem by elimination without a subtraction."""
@@ -278,6 +313,7 @@ class MatrixTree(Road):
     cost = "O(n^3)"
     devices = ("cpu",)
     native = SIZED
+    accelerated = BatchedMatrixTree
 
     def solve(self, problem: Problem) -> Solution:
         """Marginals and log Z."""
@@ -293,4 +329,4 @@ class MatrixTree(Road):
 
     def top_k(self, problem: Problem, k: int) -> Tensor:
         """By splitting the set of trees."""
-        return tree_sums.k_best(_arcs(problem, checked=False), k)
+        return tree_sums.k_best(_arcs(problem), k)

@@ -108,8 +108,7 @@ def _finish(problem: Problem, solution: Solution, rows: Tensor) -> Solution:
     iterations[rows] = answer.iterations
     assert solution.faces is not None
     faces = list(solution.faces)
-    completed = exposed_faces(part.on_cpu(), answer)
-    for row, face in zip(rows.numpy(), completed, strict=True):
+    for row, face in zip(rows.tolist(), exposed_faces(part.on_cpu(), answer), strict=True):
         faces[row] = face
     return replace(
         solution,

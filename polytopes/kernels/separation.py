@@ -167,6 +167,17 @@ def _augment(sink: int, stamp: int, use: Use, net: Network) -> float:
 
 
 @kernel
+def _entering(m: int, use: Use, inside: Array) -> float:
+    """The sum of the arcs into a set."""
+    total = 0.0
+    for d in range(m):
+        for e in range(use.size[d] if inside[d] else 0):
+            if use.head[d, e] == d or not inside[use.head[d, e]]:
+                total += use.share[d, e]
+    return total
+
+
+@kernel
 def separate(m: int, use: Use, tolerance: float, cuts: Cuts, count: int, net: Network) -> int:
     """Adds violated cuts at price 0, no word in two of them; how many cuts there are then.
 
@@ -196,6 +207,9 @@ def separate(m: int, use: Use, tolerance: float, cuts: Cuts, count: int, net: Ne
             continue
         for x in range(m):
             cuts.inside[count, x] = net.seen[x] == stamp
+        if _entering(m, use, cuts.inside[count]) >= 1.0 - tolerance:  # but for shares too small to fill
+            net.proven[sink] = True
+            continue
         join(cuts, count, m, 0.0)
         count += 1
     return count

@@ -135,10 +135,11 @@ def project_trees(
             count = _contracted(m, nodes, parent, paid, single_root, cuts)
         steps[i] = 0
         done = False
-        for _ in range(ROUNDS):
+        for rounds in range(ROUNDS):
             taken, residual = minimise(columns, m, cuts, count, single_root, tolerance, use, trial)
             steps[i] += taken
-            if residual > ACCEPTED:
+            done = taken == 0 and rounds > 0  # what joined was violated by rounding alone
+            if residual > max(ACCEPTED, 10.0 * tolerance) or done:
                 break
             for d in range(m):
                 heads(columns, d, m, cuts, cuts.price, count, 0.0, use)
