@@ -13,6 +13,7 @@ from torch import Tensor
 from spigot.polytopes.arrays import rows_where
 from spigot.polytopes.dynamic import DynamicProgram
 from spigot.polytopes.errors import describe_instances, whole_numbers
+from spigot.polytopes.labels import label_sizes, whole_labels
 from spigot.polytopes.linear import LinearMap
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.program import UNIT, EdgeList, Program
@@ -119,15 +120,14 @@ class Alignment(DynamicProgram):
             ValueError: a wrong shape, or an instance that is no monotone path; without `lengths`,
                 from [0, 0] to any cell.
         """
-        rows = torch.as_tensor(labels)
-        if rows.is_floating_point() or rows.dtype == torch.bool:
-            raise TypeError(f"labels must be cells, got dtype {rows.dtype}.")
+        rows = whole_labels(labels, "cells")
         if rows.dim() < 2 or rows.shape[-1] != 2 or not rows.shape[-2]:
             raise ValueError(f"labels of shape {tuple(rows.shape)} must be cells (*batch, rows, 2).")
         batch = rows.shape[:-2]
         flat = rows.reshape(-1, *rows.shape[-2:]).long().cpu()
         named = flat[..., 0] >= 0
-        sizes = 1 + flat.amax(1) if lengths is None else lengths.reshape(-1, 2).cpu()
+        given = label_sizes(self, batch, lengths, flat.device).reshape(-1, 2)
+        sizes = 1 + flat.amax(1) if lengths is None else given
         steps = flat[:, 1:] - flat[:, :-1]
         for wrong, why in _faults(flat, named, steps, sizes, self):
             if bool(wrong.any()):
@@ -145,7 +145,8 @@ class Alignment(DynamicProgram):
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The cells in order, `(*batch, n + m - 1, 2)`, padded with rows of -1."""
         batch = check_event(self, vertices, "vertices")
-        cells = vertices.reshape(*batch, self.n * self.m, -1).sum(-1)
+        moves = 3 if self.moves else 1
+        cells = vertices.reshape(*batch, self.n * self.m, moves).sum(-1)
         slot = torch.arange(self.n * self.m, device=cells.device)
         chosen = torch.where(cells > 0.5, slot, len(slot)).sort(-1).values[..., : self.n + self.m - 1]
         found = torch.stack([chosen.div(self.m, rounding_mode="floor"), chosen % self.m], -1)

@@ -14,7 +14,7 @@ from spigot.polytopes import dispatch, implicit
 from spigot.polytopes.arrays import distinct, numbers, rows_where
 from spigot.polytopes.bounds import declared_bounds
 from spigot.polytopes.dispatch import Road, Route, Solver
-from spigot.polytopes.errors import ConvergenceError, describe_instances, unsupported
+from spigot.polytopes.errors import ConvergenceError, describe_instances, unsupported, whole_numbers
 from spigot.polytopes.posing import check_event, check_finite, detached, pose
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Euclidean, Gibbs, Regularizer, Smooth
@@ -433,6 +433,8 @@ class Polytope:
             >>> Simplex(3).sample(torch.zeros(3), (1000,), generator=rng).mean(0).round(decimals=1)
             tensor([0.3000, 0.3000, 0.3000])
         """
+        if not isinstance(sample_shape, tuple | list):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"sample_shape must be a tuple, such as (5,), got {sample_shape!r}.")
         road = dispatch.choose(self, Gibbs())
         problem = detached(pose(self, scores, Gibbs(), lengths, keep, params))
         count = torch.Size(sample_shape).numel()
@@ -464,6 +466,7 @@ class Polytope:
             tensor([[0., 1., 0.],
                     [0., 0., 1.]])
         """
+        whole_numbers(self, k=k)
         if k < 1:
             raise ValueError(f"top_k needs k >= 1, got {k}.")
         road = dispatch.choose(self, Gibbs())

@@ -13,6 +13,7 @@ from torch import Tensor
 from spigot.polytopes.arrays import rows_where
 from spigot.polytopes.dynamic import DynamicProgram
 from spigot.polytopes.errors import describe_instances, whole_numbers
+from spigot.polytopes.labels import label_sizes, whole_labels
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.program import UNIT, EdgeList, Program
 from spigot.polytopes.spans import spans, splits
@@ -107,10 +108,8 @@ class ConstituencyTree(DynamicProgram):
             TypeError: labels are no integers.
             ValueError: a wrong shape, or an instance that is no binary bracketing.
         """
-        rows = torch.as_tensor(labels)
+        rows = whole_labels(labels, "spans of word indices")
         columns = len(self.event_shape)
-        if rows.is_floating_point() or rows.dtype == torch.bool:
-            raise TypeError(f"labels must be spans of word indices, got dtype {rows.dtype}.")
         if rows.dim() < 2 or rows.shape[-1] != columns:
             raise ValueError(
                 f"labels of shape {tuple(rows.shape)} do not fit {self}: they must be spans "
@@ -120,7 +119,8 @@ class ConstituencyTree(DynamicProgram):
         flat = rows.reshape(-1, *rows.shape[-2:]).long().cpu()
         named = flat[..., 0] >= 0
         last = torch.where(named, flat[..., 1], 0).amax(1)
-        sizes = 1 + last if lengths is None else lengths.reshape(-1).cpu()
+        given = label_sizes(self, batch, lengths, flat.device).reshape(-1)
+        sizes = 1 + last if lengths is None else given
         for wrong, why in _faults(flat, named, sizes, self):
             if bool(wrong.any()):
                 raise ValueError(f"labels {why} in {describe_instances(rows_where(wrong), batch)}.")
@@ -137,7 +137,7 @@ class ConstituencyTree(DynamicProgram):
         """Spans `(*batch, 2n - 1, 2)` or `(*batch, 2n - 1, 3)`, padded with -1."""
         batch = check_event(self, vertices, "vertices")
         device = vertices.device
-        parts = vertices.reshape(*batch, self.n, self.n, -1)
+        parts = vertices.reshape(*batch, self.n, self.n, self.labels or 1)
         weight, label = parts.max(-1)
         start, end = torch.ones(self.n, self.n).triu().nonzero(as_tuple=True)
         order = (start * self.n + self.n - end).argsort().to(device)
@@ -159,6 +159,7 @@ def _faults(
     """What keeps spans `(b, rows, 2 or 3)` from being trees, and where: `(b,)` each."""
     yield (sizes < 1) | (sizes > tree.n), f"must have 1 to {tree.n} words; they do not"
     start, end = rows[..., 0], rows[..., 1]
+    yield (rows < -1).flatten(1).any(1), "must be word indices, or rows of -1; they are not"
     outside = (start > end) | (end >= sizes[:, None])
     if tree.labels is not None:
         outside |= (rows[..., 2] < 0) | (rows[..., 2] >= tree.labels)

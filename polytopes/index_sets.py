@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from spigot.polytopes.labels import whole_labels
 from spigot.polytopes.posing import check_event
 
 if TYPE_CHECKING:
@@ -19,12 +20,12 @@ def encode_sets(labels: Any, d: int, lengths: Tensor | None) -> Tensor:  # (*bat
     """0/1 vectors of index sets `(*batch, most)`, padded with -1 at their end.
 
     Raises:
-        TypeError: indices of a floating dtype.
-        ValueError: an index out of range, or twice in a set.
+        TypeError: indices that are no whole numbers.
+        ValueError: a single number, an index out of range, or twice in a set.
     """
-    index = torch.as_tensor(labels)
-    if index.is_floating_point():
-        raise TypeError(f"labels must be part indices, got dtype {index.dtype}.")
+    index = whole_labels(labels, "part indices")
+    if index.dim() == 0:
+        raise ValueError("labels must be sets of part indices, (*batch, most); got a single number.")
     limit = torch.full(index.shape[:-1], d) if lengths is None else lengths
     if bool(((index < -1) | (index >= limit.to(index.device)[..., None])).any()):
         raise ValueError(f"labels must be part indices below {d} (and their length), or -1 for padding.")

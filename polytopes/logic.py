@@ -29,11 +29,12 @@ from spigot.polytopes.arrays import contiguous, library, rows_where, tensor
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.clauses import ANY, ONE, SOME, Clause, Directions, softplus
 from spigot.polytopes.dispatch import SIZED, Road, rule
-from spigot.polytopes.errors import whole_numbers
+from spigot.polytopes.errors import describe_instances, whole_numbers
 from spigot.polytopes.faces import tie_tolerance
 from spigot.polytopes.index_sets import decode_sets, encode_sets
 from spigot.polytopes.kernels import logic as kernels
 from spigot.polytopes.kernels.pool import over_instances
+from spigot.polytopes.labels import label_sizes, whole_labels
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Euclidean, Gibbs
 
@@ -162,10 +163,15 @@ class Logic(Polytope, abstract=True):
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
         """0/1 vectors `(*batch, d)` of index sets, padded with -1."""
-        vertices = encode_sets(labels, self.d, lengths)
-        size = torch.full(vertices.shape[:-1], self.d) if lengths is None else lengths
-        if not bool(self.fulfilled(vertices.reshape(-1, self.d), size.reshape(-1).long()).all()):
-            raise ValueError(f"labels must be the parts that are 1 in a structure of {self}.")
+        batch = whole_labels(labels, "part indices").shape[:-1]
+        sizes = label_sizes(self, batch, lengths, torch.device("cpu"))
+        vertices = encode_sets(labels, self.d, sizes)
+        wrong = ~self.fulfilled(vertices.reshape(-1, self.d).cpu(), sizes.reshape(-1))
+        if bool(wrong.any()):
+            where = describe_instances(rows_where(wrong), batch)
+            raise ValueError(
+                f"labels must be the parts that are 1 in a structure of {self}; they are not in {where}."
+            )
         return vertices
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:

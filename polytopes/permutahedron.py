@@ -15,6 +15,7 @@ from spigot.polytopes.arrays import contiguous, library, numbers, rows_where, te
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.dispatch import Road, rule
 from spigot.polytopes.errors import unsupported
+from spigot.polytopes.labels import label_sizes, whole_labels
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Euclidean, Gibbs, Shannon
@@ -144,13 +145,12 @@ class Permutahedron(Polytope):
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
         """The weights `(*batch, d)` of these ranks `(*batch, d)`."""
-        ranks = torch.as_tensor(labels)
-        if ranks.is_floating_point() or ranks.shape[-1:] != self.event_shape:
+        ranks = whole_labels(labels, "ranks")
+        if ranks.shape[-1:] != self.event_shape:
             raise ValueError(
-                f"labels must be ranks of shape (*batch, {len(self.weights)}), got "
-                f"{tuple(ranks.shape)} of dtype {ranks.dtype}."
+                f"labels must be ranks of shape (*batch, {len(self.weights)}), got {tuple(ranks.shape)}."
             )
-        sizes = self._sizes(ranks.shape[:-1], lengths)
+        sizes = label_sizes(self, ranks.shape[:-1], lengths, torch.device("cpu"))
         inside = torch.arange(len(self.weights)) < sizes[..., None]
         expected = torch.where(inside, torch.arange(len(self.weights)), len(self.weights))
         found = torch.where(inside, ranks.cpu(), len(self.weights)).sort(-1).values
@@ -164,13 +164,10 @@ class Permutahedron(Polytope):
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Each item's rank, 0 for the largest; -1 in padding."""
         check_event(self, vertices, "vertices")
-        sizes = self._sizes(vertices.shape[:-1], lengths).to(vertices.device)
+        sizes = label_sizes(self, vertices.shape[:-1], lengths, vertices.device)
         inside = torch.arange(len(self.weights), device=vertices.device) < sizes[..., None]
         ordered = vertices.masked_fill(~inside, -torch.inf).sort(dim=-1, descending=True, stable=True)
         return torch.where(inside, ordered.indices.argsort(-1), -1)
-
-    def _sizes(self, batch_shape: torch.Size, lengths: Tensor | None) -> Tensor:
-        return torch.full(batch_shape, len(self.weights)) if lengths is None else lengths.cpu()
 
 
 READ = frozenset({"lengths", "params"})

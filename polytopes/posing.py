@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
     from spigot.polytopes.regularizers import Regularizer
 
-__all__ = ["check_event", "check_excludable", "check_finite", "detached", "pose"]
+__all__ = ["check_event", "check_excludable", "check_finite", "check_lengths", "detached", "pose"]
 
 
 def pose(
@@ -48,7 +48,7 @@ def pose(
         scores.reshape(n, *event),
         regularizer,
         None if keep is None else keep.reshape(n, *event),
-        None if lengths is None else _checked_lengths(polytope, batch_shape, lengths, scores.device),
+        None if lengths is None else check_lengths(polytope, batch_shape, lengths, scores.device),
         _checked_params(polytope, batch_shape, params or {}, scores),
         batch_shape=tuple(batch_shape),
     )
@@ -150,9 +150,15 @@ def check_excludable(problem: Problem) -> None:
         )
 
 
-def _checked_lengths(
+def check_lengths(
     polytope: Polytope, batch_shape: torch.Size, lengths: Tensor, device: torch.device
 ) -> Tensor:  # (n,) or (n, 2)
+    """Sizes within `length_range`, one an instance.
+
+    Raises:
+        TypeError: they are no tensor of whole numbers.
+        ValueError: another shape than the batch's, or a size out of range, named by instance.
+    """
     _check_tensor(lengths, "lengths")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths must be an integer tensor, got {lengths.dtype}.")

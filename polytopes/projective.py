@@ -13,6 +13,7 @@ from torch import Tensor
 from spigot.polytopes.arrays import rows_where
 from spigot.polytopes.dynamic import DynamicProgram
 from spigot.polytopes.errors import describe_instances, whole_numbers
+from spigot.polytopes.labels import label_sizes, whole_labels
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.program import UNIT, EdgeList, Program
 from spigot.polytopes.spans import spans, splits
@@ -127,9 +128,7 @@ class ProjectiveTree(DynamicProgram):
             TypeError: labels are no integers.
             ValueError: a wrong shape, or an instance that is no projective tree.
         """
-        heads = torch.as_tensor(labels)
-        if heads.is_floating_point() or heads.dtype == torch.bool:
-            raise TypeError(f"labels must be head indices, got dtype {heads.dtype}.")
+        heads = whole_labels(labels, "head indices")
         if heads.dim() == 0 or heads.shape[-1] != self.n:
             raise ValueError(
                 f"labels of shape {tuple(heads.shape)} do not fit {self}: the last dimension must be "
@@ -138,7 +137,8 @@ class ProjectiveTree(DynamicProgram):
         batch = heads.shape[:-1]
         flat = heads.reshape(-1, self.n).long().cpu()
         padded = (flat == PADDING).flip(1).long().cumprod(1).sum(1)
-        sizes = self.n - padded if lengths is None else lengths.reshape(-1).cpu()
+        given = label_sizes(self, batch, lengths, flat.device).reshape(-1)
+        sizes = self.n - padded if lengths is None else given
         for wrong, why in _faults(flat, sizes, self.single_root):
             if bool(wrong.any()):
                 raise ValueError(f"labels {why} in {describe_instances(rows_where(wrong), batch)}.")

@@ -13,6 +13,7 @@ from torch import Tensor
 from spigot.polytopes.arrays import rows_where
 from spigot.polytopes.dynamic import DynamicProgram
 from spigot.polytopes.errors import describe_instances, whole_numbers
+from spigot.polytopes.labels import label_sizes, whole_labels
 from spigot.polytopes.linear import LinearMap, SizeAndMap, with_maps
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.program import UNIT, EdgeList, Program
@@ -188,9 +189,7 @@ class SemiMarkov(DynamicProgram):
             TypeError: labels are no integers.
             ValueError: a wrong shape, or an instance that is no segmentation.
         """
-        tags = torch.as_tensor(labels)
-        if tags.is_floating_point() or tags.dtype == torch.bool:
-            raise TypeError(f"labels must be tag ids, got dtype {tags.dtype}.")
+        tags = whole_labels(labels, "tag ids")
         if tags.dim() == 0 or tags.shape[-1] != self.length:
             raise ValueError(
                 f"labels of shape {tuple(tags.shape)} do not fit {self}: the last dimension must be "
@@ -199,7 +198,8 @@ class SemiMarkov(DynamicProgram):
         batch = tags.shape[:-1]
         flat = tags.reshape(-1, self.length).long().cpu()
         padded = (flat == PADDING).flip(1).long().cumprod(1).sum(1)
-        sizes = self.length - padded if lengths is None else lengths.reshape(-1).cpu()
+        given = label_sizes(self, batch, lengths, flat.device).reshape(-1)
+        sizes = self.length - padded if lengths is None else given
         position = torch.arange(self.length)
         inside = position < sizes[:, None]
         starts = inside & (flat != INSIDE)

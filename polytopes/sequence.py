@@ -15,6 +15,7 @@ from spigot.polytopes.dispatch import SIZED, Road, rule
 from spigot.polytopes.errors import describe_instances, whole_numbers
 from spigot.polytopes.faces import tie_tolerance
 from spigot.polytopes.kernels.pool import over_instances
+from spigot.polytopes.labels import label_sizes, whole_labels
 from spigot.polytopes.linear import LinearMap, SizeAndMap, with_maps
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
@@ -167,17 +168,15 @@ class Sequence(Polytope):
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
         """Vertices of tag ids `(*batch, length)`; beyond an instance's length ids are ignored."""
-        ids = torch.as_tensor(labels)
-        if ids.is_floating_point() or ids.dtype == torch.bool:
-            raise TypeError(f"labels must be tag ids, got dtype {ids.dtype}.")
+        ids = whole_labels(labels, "tag ids")
         if ids.dim() == 0 or ids.shape[-1] != self.length:
             raise ValueError(
                 f"labels of shape {tuple(ids.shape)} do not fit {self}: the last dimension must be its "
                 f"length {self.length}, padded with -1 where `lengths` are shorter."
             )
         batch = ids.shape[:-1]
-        sizes = torch.full(batch, self.length) if lengths is None else lengths
-        inside = torch.arange(self.length, device=ids.device) < sizes.to(ids.device)[..., None]
+        sizes = label_sizes(self, batch, lengths, ids.device)
+        inside = torch.arange(self.length, device=ids.device) < sizes[..., None]
         wrong = (inside & ((ids < 0) | (ids >= self.tags))).any(-1)
         if bool(wrong.any()):
             where = describe_instances(rows_where(wrong), batch)
@@ -361,7 +360,7 @@ class TrellisProjection(Road):
         empty = np.flatnonzero(status == NO_PATH)
         if len(empty):
             raise problem.no_structure(empty.tolist())
-        y, omega = tensor(values), problem.regularizer
+        y, omega = tensor(np.maximum(values, 0.0, out=values)), problem.regularizer  # 0 but for rounding
         assert isinstance(omega, Smooth)
         return Solution(
             y,

@@ -12,6 +12,7 @@ from spigot.polytopes import (
     Alignment,
     AtMostOne,
     ConstituencyTree,
+    Euclidean,
     Hypergraph,
     NoStructure,
     OrOut,
@@ -157,3 +158,83 @@ def test_a_hypergraph_without_a_derivation_left_says_so() -> None:
     for k in (1, 2):
         with pytest.raises(NoStructure, match="in instance 1"):
             ways.top_k(torch.zeros(2, 2), k, keep=keep)
+
+
+@each(CHAINS)
+@pytest.mark.parametrize("regularizer", [Euclidean(), Euclidean(of=Sequence.tags)], ids=str)
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e6, 1e17, 1e30, 1e200])
+def test_projections_of_sequences_at_any_scale(
+    polytope: Polytope, regularizer: Euclidean, scale: float
+) -> None:
+    scores = normal(polytope, 12, scale=scale)
+    for leaf in (scores, (scores > 0).double() * scale):  # the second ties
+        leaf = leaf.clone().requires_grad_()
+        y = polytope.maximize(leaf, regularizer)
+        assert bool((y >= 0).all())
+        torch.testing.assert_close(y.sum((2, 3)), torch.ones_like(y[:, :, 0, 0]))
+        (pulled,) = torch.autograd.grad(y.square().sum(), leaf)
+        assert bool(pulled.isfinite().all())
+    if scale >= 1e6:
+        best = polytope.maximize(scores)
+        torch.testing.assert_close(polytope.maximize(scores, regularizer), best, atol=1e-9, rtol=0)
+
+
+@each(SIZED)
+def test_labels_of_no_instance(polytope: Polytope) -> None:
+    lengths = shortest(polytope, 0)
+    nothing = polytope.decode(normal(polytope, 0), lengths)
+    assert len(nothing) == 0
+    assert polytope.encode(nothing, lengths).shape == (0, *polytope.event_shape)
+
+
+LABELLED: list[tuple[Polytope, object]] = [
+    (Sequence(4, 3), [0, 1, 2, 1]),
+    (ProjectiveTree(4), [-1, 0, 1, 2]),
+    (ConstituencyTree(3), [[0, 2], [0, 1]]),
+    (ConstituencyTree(2, labels=2), [[0, 1, 0], [0, 0, 1], [1, 1, 0]]),
+    (SemiMarkov(4, 2, 3), [0, -1, 1, -1]),
+    (Alignment(3, 4), [[0, 0], [1, 1], [2, 2], [2, 3]]),
+    (Permutahedron([3.0, 1.0, 0.0, 0.0]), [1, 0, 2, 3]),
+    (Xor(4), [1]),
+    (OrOut(4), [0, 3]),
+]
+
+
+@pytest.mark.parametrize(("polytope", "labels"), LABELLED, ids=str)
+def test_malformed_labels_are_named(polytope: Polytope, labels: object) -> None:
+    plain = torch.tensor(labels)
+    expected = polytope.encode(labels)
+    for good in (plain, plain.numpy(), plain.int(), plain.numpy().astype("int16")):
+        assert torch.equal(polytope.encode(good), expected)
+    assert torch.equal(polytope.encode([labels, labels]), torch.stack([expected, expected]))
+    ragged = [labels, labels[:-1]] if isinstance(labels, list) else None
+    for bad in (None, "abc", ragged, plain.float(), plain.bool(), plain.to(torch.complex64)):
+        with pytest.raises(TypeError, match="labels must be"):
+            polytope.encode(bad)
+    for wrong in (3, plain + 9, plain - 9):
+        with pytest.raises(ValueError, match="labels"):
+            polytope.encode(wrong)
+
+
+@pytest.mark.parametrize(("polytope", "labels"), LABELLED, ids=str)
+def test_malformed_lengths_of_labels_are_named(polytope: Polytope, labels: object) -> None:
+    plain = torch.tensor(labels)[None]
+    full = torch.tensor(polytope.length_range[1])[None]
+    expected = polytope.encode(plain)
+    assert torch.equal(polytope.encode(plain, full), expected)
+    assert torch.equal(polytope.encode(plain, full.int()), expected)
+    for bad in (4, [4], full.double()):
+        with pytest.raises(TypeError, match="lengths must be"):
+            polytope.encode(plain, bad)  # pyright: ignore[reportArgumentType]
+    for wrong in (full + 1, full * 0, -full, torch.cat([full, full, full])):
+        with pytest.raises(ValueError, match="lengths"):
+            polytope.encode(plain, wrong)
+
+
+@each([Sequence(4, 3), Xor(4)])
+def test_malformed_counts_are_named(polytope: Polytope) -> None:
+    scores = normal(polytope)
+    with pytest.raises(TypeError, match=r"sample_shape must be a tuple, such as \(5,\), got 5"):
+        polytope.sample(scores, 5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="k must be a whole number"):
+        polytope.top_k(scores, 1.5)  # pyright: ignore[reportArgumentType]

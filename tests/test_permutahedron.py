@@ -198,9 +198,11 @@ def test_labels_are_ranks() -> None:
     repeated = Permutahedron([1.0, 1.0, 0.0])
     vertex = repeated.encode(torch.tensor([1, 2, 0]))
     assert repeated.decode(vertex).tolist() == [0, 2, 1]
-    for wrong in ([0, 0, 1, 2], [0, 1, 2, 4], [0, 1, 2], [0.0, 1.0, 2.0, 3.0]):
+    for wrong in ([0, 0, 1, 2], [0, 1, 2, 4], [0, 1, 2]):
         with pytest.raises(ValueError, match="labels"):
             polytope.encode(torch.tensor(wrong))
+    with pytest.raises(TypeError, match="labels must be ranks"):
+        polytope.encode(torch.tensor([0.0, 1.0, 2.0, 3.0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

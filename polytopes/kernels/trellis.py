@@ -42,12 +42,6 @@ def _reduce(scores: Array, length: int, loss: float, s: Array, fore: Array, back
     the best path, so that no digits are lost to large scores.
     """
     tags = scores.shape[1]
-    fore[:] = -np.inf
-    fore[0, 0] = 0.0
-    for t in range(length):
-        for i in range(1 if t == 0 else tags):
-            for j in range(tags):
-                fore[t + 1, j] = max(fore[t + 1, j], fore[t, i] + scores[t, i, j])
     back[length] = 0.0
     for t in range(length - 1, -1, -1):
         back[t] = -np.inf
@@ -55,12 +49,15 @@ def _reduce(scores: Array, length: int, loss: float, s: Array, fore: Array, back
             for j in range(tags):
                 back[t, i] = max(back[t, i], scores[t, i, j] + back[t + 1, j])
     best = back[0, 0]
+    fore[:] = -np.inf
+    fore[0, 0] = 0.0
     for t in range(length):
         for i in range(1 if t == 0 else tags):
             for j in range(tags):
-                after = scores[t, i, j] + back[t + 1, j]
-                near = fore[t, i] + after - best >= -loss
-                s[t, i, j] = after - back[t, i] if near else -np.inf
+                lost = scores[t, i, j] + back[t + 1, j] - back[t, i]
+                near = fore[t, i] + lost >= -loss
+                s[t, i, j] = lost if near else -np.inf
+                fore[t + 1, j] = max(fore[t + 1, j], fore[t, i] + s[t, i, j])
     return best
 
 
