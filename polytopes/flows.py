@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes.arrays import contiguous, library, rows_where, tensor
-from spigot.polytopes.base import Polytope, certificate
+from spigot.polytopes.base import Polytope
 from spigot.polytopes.dispatch import Road
 from spigot.polytopes.faces import pull_through_faces, tie_tolerance
 from spigot.polytopes.kernels.pool import over_instances
@@ -207,18 +207,18 @@ class FlowProjection(Road):
             steps,
             gap,
         )
-        refuse(problem, steps < 0)
+        sure = np.take_along_axis(keep, posed.sure, 1).all(1) if len(keep) else True
+        refuse(problem, (steps < 0) | ~np.broadcast_to(sure, steps.shape))
         value.flatten(1).scatter_(1, tensor(posed.sure), 1.0)
         linear = (problem.scores.double() * value).flatten(1).sum(1)
-        close = tensor(gap) <= ACCURATE * (1 + linear.abs())
-        status = torch.where(close, int(Status.CONVERGED), int(Status.INACCURATE))
+        exact = tensor(gap) <= ACCURATE * (1 + linear.abs())
+        status = torch.where(exact, int(Status.CONVERGED), int(Status.INACCURATE))
         used = np.ones(scores.flatten(1).shape, dtype=np.bool_) if not len(keep) else keep
-        plain = replace(problem, polytope=polytope.unclamped)
         return Solution(
             value,
             status,
             tensor(steps),
-            gap=certificate(plain, value, value) if polytope.nonpositive else None,
+            gap=tensor(gap),
             objective=linear - 0.5 * value.square().flatten(1).sum(1),
             gradient=value,
             faces=tuple(map(FreeArcs, repeat(posed.flows), free, used)),

@@ -15,6 +15,7 @@ import numpy as np
 from spigot.polytopes.kernels.compiled import kernel
 from spigot.polytopes.kernels.components import strong_components
 from spigot.polytopes.kernels.laplacian import Pattern, factor, substitute
+from spigot.polytopes.kernels.min_cost_flow import Flow, cheapest_flow, new_flow
 from spigot.polytopes.kernels.network import Network, Search, new_search
 from spigot.polytopes.kernels.shortest_path import UNREACHABLE, cheapest_path
 
@@ -23,8 +24,11 @@ __all__ = ["project", "pull"]
 JOINED = 1e30  # the weight of a free arc without cost: its ends are one node
 STEPS = 60
 CENTRED = 1e-17  # the mean product of a variable and its multiplier that ends the interior steps,
-NEARLY = 1e-10  # or this one where rounding takes over; both relative to the scores
+NEARLY = 1e-12  # or this one where rounding takes over; both relative to the scores
 DRIFT = 1e-3  # and what then is missing at a node
+ROUGHLY = 1e-10  # enough for a problem that is then solved again around its answer
+LEAST = 1e-12  # no multiplier is smaller
+BROKEN = 1e-9  # how far an answer lies beyond a bound that it breaks
 LARGE = 5.0  # the scores that a problem around its own answer needs
 
 
@@ -41,7 +45,8 @@ class Flows(NamedTuple):
 class Point(NamedTuple):
     """An interior point and a direction."""
 
-    scores: np.ndarray  # (arcs,)
+    own: np.ndarray  # (arcs,), the scores
+    scores: np.ndarray  # (arcs,), those of the same problem around its answer
     x: np.ndarray  # (arcs,)
     room: np.ndarray  # (arcs,), 1 - x, which has digits of its own
     below: np.ndarray  # (arcs,), multipliers of x >= 0
@@ -79,6 +84,7 @@ class System(NamedTuple):
 def _new_point(arcs: int, nodes: int) -> Point:
     """An empty workspace."""
     return Point(
+        np.zeros(arcs),
         np.zeros(arcs),
         np.zeros(arcs),
         np.zeros(arcs),
@@ -293,13 +299,12 @@ def _interior(
 
 
 @kernel
-def _bind(flows: Flows, face: Face, point: Point, system: System, scale: float) -> None:
+def _bind(flows: Flows, face: Face, point: Point, system: System) -> None:
     """Weight 0 and the value in `shift` where a bound binds: its multiplier is far above its slack."""
-    least = 1e-12 * scale
     for k in range(len(point.x)):
         is_part = flows.part[k] >= 0
-        empty = point.below[k] > max(1e3 * point.x[k], least)
-        full = is_part and point.above[k] > max(1e3 * point.room[k], least)
+        empty = point.below[k] > max(1e3 * point.x[k], LEAST)
+        full = is_part and point.above[k] > max(1e3 * point.room[k], LEAST)
         system.shift[k] = 1.0 if full else 0.0
         system.weights[k] = 0.0
         if face.free[k] and not empty and not full:
@@ -307,94 +312,96 @@ def _bind(flows: Flows, face: Face, point: Point, system: System, scale: float) 
 
 
 @kernel
-def _exact(flows: Flows, face: Face, point: Point, system: System, scale: float) -> float:
-    """The answer on the face of the bounds that bind, into x; the sum of what optimality lacks.
-
-    There it is a flow driven by potentials alone, one Laplacian away. A bound that it breaks binds.
-    """
+def _balance(flows: Flows, face: Face, point: Point, system: System) -> None:
+    """Moves x by differences of potentials, on the parts of weight 1, so that nothing is missing."""
     leave, enter = flows.leave, flows.enter
     rhs = point.dpotential
-    _bind(flows, face, point, system, scale)
+    rhs[:] = point.balance
+    for k in range(len(point.x)):
+        if face.free[k] and flows.part[k] >= 0:
+            rhs[leave[k]] -= point.x[k]
+            rhs[enter[k]] += point.x[k]
+    substitute(flows.pattern, system.values, system.pivots, rhs)
+    for k in range(len(point.x)):
+        if system.weights[k] > 0.0 and flows.part[k] >= 0:
+            point.x[k] += rhs[leave[k]] - rhs[enter[k]]
+
+
+@kernel
+def _exact(flows: Flows, face: Face, point: Point, system: System) -> None:
+    """The answer on the face of the bounds that bind, into x.
+
+    There it is the scores moved by potentials, one Laplacian away. A bound that it breaks binds.
+    """
+    x = point.x
+    _bind(flows, face, point, system)
     broken = True
     while broken:
         broken = False
-        rhs[:] = point.balance
-        for k in range(len(point.x)):
-            if face.free[k] and flows.part[k] >= 0:
-                value = point.scores[k] if system.weights[k] > 0.0 else system.shift[k]
-                amount = -value
-                rhs[leave[k]] += amount
-                rhs[enter[k]] -= amount
         factor(flows.pattern, system.weights, system.values, system.pivots, system.work)
-        substitute(flows.pattern, system.values, system.pivots, rhs)
-        for k in range(len(point.x)):
-            if system.weights[k] > 0.0 and flows.part[k] >= 0:
-                value = point.scores[k] + (rhs[leave[k]] - rhs[enter[k]])
-                if value < -1e-10 or value > 1.0 + 1e-10:
+        for k in range(len(x)):
+            if face.free[k] and flows.part[k] >= 0:
+                x[k] = point.own[k] if system.weights[k] > 0.0 else system.shift[k]
+        for _ in range(2):  # the second time for the digits that large scores have cost
+            _balance(flows, face, point, system)
+        for k in range(len(x)):
+            if face.free[k] and flows.part[k] >= 0:
+                beyond = max(-x[k], x[k] - 1.0)
+                x[k] = min(max(x[k], 0.0), 1.0)
+                if beyond > BROKEN:
                     system.weights[k] = 0.0
-                    system.shift[k] = 1.0 if value > 0.5 else 0.0
+                    system.shift[k] = x[k]
                     broken = True
-    _level(flows, face, point, system)
-    gap = 0.0
-    for k in range(len(point.x)):
-        if not face.free[k]:
-            continue
-        slope = point.scores[k] + (point.potential[leave[k]] - point.potential[enter[k]])
-        if flows.part[k] >= 0:
-            value = system.shift[k]
-            if system.weights[k] > 0.0:
-                value = min(max(point.scores[k] + (rhs[leave[k]] - rhs[enter[k]]), 0.0), 1.0)
-            point.x[k] = value
-            slope -= value
-        gap += max(slope, 0.0) * (1.0 - point.x[k]) + max(-slope, 0.0) * point.x[k]
-    return gap
 
 
 @kernel
-def _level(flows: Flows, face: Face, point: Point, system: System) -> None:
-    """The exact potentials, each component's at the level that the interior point found."""
-    place, exact = flows.pattern.place, point.dpotential
-    for k in range(len(point.x)):
-        face.forward[k] = face.backward[k] = system.weights[k] > 0.0
-    strong_components(flows.network, face.forward, face.backward, face.label, face.work)
-    level = system.work[0]
-    level[:] = np.inf
-    for v in range(len(place)):
-        if level[face.label[v]] == np.inf:
-            level[face.label[v]] = point.potential[place[v]] - exact[place[v]]
-    for v in range(len(place)):
-        point.potential[place[v]] = exact[place[v]] + level[face.label[v]]
-
-
-@kernel
-def _expose(flows: Flows, face: Face, point: Point, system: System, tie: float) -> None:
-    """The arcs that vary on the exposed face: those on cycles of arcs without a multiplier."""
-    leave, enter = flows.leave, flows.enter
-    for k in range(len(point.x)):
-        slope = point.scores[k] + (point.potential[leave[k]] - point.potential[enter[k]])
-        x, room = point.x[k], 1.0
-        if flows.part[k] >= 0:
-            slope -= x
-            room = 1.0 - x
-        level = face.free[k] and (system.weights[k] > 0.0 or abs(slope) <= tie)
-        face.forward[k] = level and room > tie
-        face.backward[k] = level and (x > 1e-6 or (x > tie and x > 1e3 * point.below[k]))
-    _connect(flows, face)
-
-
-@kernel
-def _recentre(flows: Flows, point: Point, scale: float) -> None:
+def _recentre(flows: Flows, point: Point) -> None:
     """The same problem around its answer: potentials move into the scores, which become small.
 
     <A' p, x> is the same for all flows. An arc far beyond its bound is as well a little beyond it.
     """
     leave, enter = flows.leave, flows.enter
     for k in range(len(point.x)):
-        drop = point.potential[leave[k]] - point.potential[enter[k]]
-        if flows.part[k] >= 0:
-            point.scores[k] = min(max(point.scores[k] + drop, -LARGE), 1.0 + LARGE)
-        else:
-            point.scores[k] = max(drop, -LARGE) if drop < -1e-12 * scale else 0.0
+        near = point.scores[k] + (point.potential[leave[k]] - point.potential[enter[k]])
+        point.scores[k] = min(max(near, -LARGE), 1.0 + LARGE)
+
+
+@kernel
+def _certify(
+    flows: Flows,
+    s: int,
+    t: int,
+    cost: np.ndarray,
+    tie: float,
+    face: Face,
+    point: Point,
+    state: Flow,
+) -> float:
+    """max over flows v of <s - x, v - x>, and the arcs that vary on the face of the best v.
+
+    A best v, with its potentials, is a minimum-cost flow; the others differ from it on cycles of its
+    residual network whose arcs have no reduced cost. Costs are read for their inf alone.
+    """
+    network, part = flows.network, flows.part
+    for k in range(len(part)):
+        if cost[k] < np.inf:
+            cost[k] = point.x[k] - point.own[k] if part[k] >= 0 else 0.0
+    state.excess[:] = 0
+    if s >= 0:
+        state.excess[s] += 1
+        state.excess[t] -= 1
+    cheapest_flow(len(face.label), network, cost, state)
+    gap = 0.0
+    for k in range(len(part)):
+        usable = cost[k] < np.inf
+        if usable and part[k] >= 0:
+            gap += cost[k] * (point.x[k] - state.flow[k])
+        u, v = network.tails[k], network.heads[k]
+        level = usable and abs(cost[k] + state.potential[u] - state.potential[v]) <= tie
+        face.forward[k] = level and state.flow[k] == 0
+        face.backward[k] = level and state.flow[k] == 1
+    _connect(flows, face)
+    return gap
 
 
 @kernel
@@ -414,14 +421,14 @@ def project(
     steps: np.ndarray,
     gap: np.ndarray,
 ) -> None:
-    """Projections, the arcs free on their exposed faces, the steps, -1 where no flow is, and gaps.
+    """Projections, the arcs that vary on their exposed faces, steps, -1 where no flow is, and gaps.
 
     No unit is sent where `source` is -1; the arcs `closed[i]` are left out; `keep` may have no rows.
     """
     part = flows.part
     arcs, nodes = len(part), len(flows.pattern.place)
     cost = np.empty(arcs)
-    search = new_search(nodes)
+    search, state = new_search(nodes), new_flow(nodes, arcs)
     face, point = _new_face(arcs, nodes), _new_point(arcs, nodes)
     system = _new_system(arcs, nodes, len(flows.pattern.rows))
     for i in range(first, last):
@@ -430,8 +437,8 @@ def project(
             p = part[k]
             kept = p < 0 or keep.shape[0] == 0 or keep[i, p]
             cost[k] = 0.0 if kept else np.inf
-            point.scores[k] = scores[i, p] if p >= 0 else 0.0
-            scale = max(scale, abs(point.scores[k]))
+            point.own[k] = point.scores[k] = scores[i, p] if p >= 0 else 0.0
+            scale = max(scale, abs(point.own[k]))
         for j in range(closed.shape[1]):
             cost[closed[i, j]] = np.inf
         steps[i] = -1
@@ -442,17 +449,20 @@ def project(
                 out[i, part[k]] = point.x[k]
         steps[i] = 0
         while True:
-            size = scale if steps[i] == 0 else LARGE
-            centred = CENTRED if size <= LARGE else NEARLY
-            steps[i] += _interior(flows, face, point, system, size, centred)
-            gap[i] = _exact(flows, face, point, system, size)
+            size = scale if steps[i] == 0 else min(scale, LARGE)
+            steps[i] += _interior(
+                flows, face, point, system, size, CENTRED if size <= LARGE else ROUGHLY
+            )
             if size <= LARGE:
                 break
-            _recentre(flows, point, scale)
+            _recentre(flows, point)
+        _exact(flows, face, point, system)
         for k in range(arcs):
-            if part[k] >= 0 and face.free[k]:
-                out[i, part[k]] = point.x[k]
-        _expose(flows, face, point, system, tie + rounding * scale)
+            if part[k] >= 0:
+                if face.free[k]:
+                    out[i, part[k]] = point.x[k]
+                point.x[k] = out[i, part[k]]
+        gap[i] = _certify(flows, source[i], target[i], cost, tie + rounding * scale, face, point, state)
         free[i] = face.free
 
 
