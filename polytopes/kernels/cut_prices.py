@@ -51,6 +51,13 @@ class Trial(NamedTuple):
 
 
 @kernel
+def _copy(source: Array, count: int, target: Array) -> None:
+    """The first entries; assigning a slice would compile its error messages too."""
+    for k in range(count):
+        target[k] = source[k]
+
+
+@kernel
 def _sort(keys: Array, m: int, order: Array) -> None:
     """Positions by descending keys (Shell's sort)."""
     for j in range(m):
@@ -107,7 +114,9 @@ def heads(
     """The sparsemax over word d's heads, into row d of `use`: how many candidates, the threshold."""
     near, lowered = columns.near, columns.lowered
     number = _candidates(columns, d, m, cuts, price, count, slack)
-    best = lowered[:number].max()
+    best = -np.inf
+    for j in range(number):
+        best = max(best, lowered[j])
     bound, before = -1.0, m + 1
     while True:
         kept, total = 0, 0.0
@@ -251,7 +260,7 @@ def _direct(
         else:
             ends -= 1
             trial.order[ends] = trial.free[a]
-    trial.free[:number] = trial.order[:number]
+    _copy(trial.order, number, trial.free)
     for a in range(number):
         k = trial.free[a]
         trial.move[a] = -trial.slope[k] if a < ends else -cuts.price[k]
@@ -270,7 +279,7 @@ def _shoot(
         noise += 1e-15 * abs(cuts.price[k]) * cuts.members[k, -1]
     t = 1.0
     for _ in range(HALVINGS):
-        trial.price[:count] = cuts.price[:count]
+        _copy(cuts.price, count, trial.price)
         gain = 0.0
         for k in range(count):
             gain += trial.slope[k] * cuts.price[k]
@@ -294,7 +303,7 @@ def _search(
     columns: Columns, m: int, cuts: Cuts, count: int, equation: bool, number: int, use: Use, trial: Trial
 ) -> float:
     """Along the move to where D's slope has all but vanished, or the first price meets 0; D there."""
-    trial.price[:count] = cuts.price[:count]
+    _copy(cuts.price, count, trial.price)
     falling = 0.0
     for a in range(number):
         k = trial.free[a]
@@ -357,8 +366,8 @@ def minimise(
             if residual <= NEAR * tolerance:
                 return step, residual
             reached = _search(columns, m, cuts, count, equation, number, use, trial)
-        cuts.price[:count] = trial.price[:count]
-        trial.slope[:count] = trial.steep[:count]
+        _copy(trial.price, count, cuts.price)
+        _copy(trial.steep, count, trial.slope)
         value = reached
         residual = _residual(cuts.price, trial.slope, count, equation, tolerance)
     return STEPS, residual

@@ -161,7 +161,8 @@ def project_trees(
         binding[i] = 0
         for k in range(count):
             if cuts.price[k] > tie or (single_root and k == 0):
-                found[i, binding[i], :m] = cuts.inside[k, :m]
+                for x in range(m):
+                    found[i, binding[i], x] = cuts.inside[k, x]
                 binding[i] += 1
         if not done:
             steps[i] = -1
