@@ -166,8 +166,8 @@ def _one_by_one(
         _eliminate(chain, w, m, work, escape)
         best = -np.inf
         for h in range(m + 1):
-            arc = (scores[w, w] if root < 0 else chain[w, m]) if h == m else scores[h, w]
-            if h == w or (w == root and h < m):
+            arc = scores[w, w] if h == m else scores[h, w]
+            if h == w or (root >= 0 and (w == root) != (h == m)):  # the one root's only head is m
                 arc = -np.inf
             chances[h] = np.float64(arc) + escape[merged[h]]
             best = max(best, chances[h])
