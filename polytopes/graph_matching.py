@@ -266,7 +266,9 @@ def _pairs(graph: Any) -> tuple[tuple[Any, Any], ...]:
             raise TypeError("GraphMatching needs an undirected graph.")
         graph = [edge[:2] for edge in graph.edges]
     try:
-        pairs = tuple((tail, head) for tail, head in graph)
+        rows = graph.tolist() if hasattr(graph, "tolist") else graph  # the numbers, not tensors of them
+        pairs = tuple((tail, head) for tail, head in rows)
+        hash(pairs)
     except (TypeError, ValueError):
         raise TypeError(
             f"GraphMatching needs an undirected networkx graph, or pairs of nodes; got {graph!r}."

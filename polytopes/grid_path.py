@@ -117,7 +117,9 @@ class GridPath(FlowPolytope):
             raise ValueError(f"GridPath(h={self.h}, w={self.w}): h and w must be at least 1.")
         if self.neighbours not in MOVES:
             raise ValueError(f"GridPath: neighbours must be 4 or 8, got {self.neighbours}.")
-        for name, cell in (("source", self.source), ("target", self.target)):
+        for name in ("source", "target"):
+            cell = _cell(name, getattr(self, name))
+            object.__setattr__(self, name, cell)
             whole_numbers(self, **{f"{name} {k}": place for k, place in enumerate(cell)})
             if len(cell) != 2 or not all(
                 -n <= k < n for k, n in zip(cell, self.event_shape, strict=True)
@@ -268,6 +270,14 @@ class GridPath(FlowPolytope):
         )
         most = int(length.max(initial=1))
         return tensor(walk)[:, :most].reshape(*batch, most, 2).to(vertices.device)
+
+
+def _cell(name: str, cell: Any) -> tuple[Any, ...]:
+    """A pair, of numbers if it can be."""
+    try:
+        return tuple(cell.tolist() if hasattr(cell, "tolist") else cell)
+    except TypeError:
+        raise TypeError(f"GridPath: the {name} must be a cell (row, column), got {cell!r}.") from None
 
 
 def _cut(network: Network) -> Network:

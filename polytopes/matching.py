@@ -133,7 +133,7 @@ class Matching(Bipartite):
             ValueError: a column out of range or matched twice, or too few matched.
         """
         index = torch.as_tensor(labels)
-        if index.is_floating_point():
+        if index.is_floating_point() or index.dtype == torch.bool:
             raise TypeError(f"labels must be column indices, got dtype {index.dtype}.")
         if index.dim() == 0 or index.shape[-1] != self.n:
             raise ValueError(f"labels must be (*batch, {self.n}), one column a row, or -1.")
@@ -242,6 +242,7 @@ class MatchingGibbs(Road):
             depth,
             best.row_price,
             best.column_price,
+            contiguous(best.value),
             contiguous(uniform),
             match,
         )
@@ -303,5 +304,6 @@ def _expect(problem: Problem, sums: Sums, best: Best, tail: tuple[np.ndarray | b
         depth,
         best.row_price,
         best.column_price,
+        contiguous(best.value),
         *tail,
     )

@@ -285,13 +285,23 @@ def _lists(problem: Problem, k: int) -> tuple[Tensor, Tensor]:  # (k, n, *event)
             rows = torch.arange(problem.size, device=problem.scores.device)
             single = [_lists(problem.take(row[None]), k) for row in rows]
             return torch.cat([p for p, _ in single], 1), torch.cat([s for _, s in single], 0)
-        if k == 1:
-            raise
-        points, scores = _lists(problem, k - 1)
-        scores = torch.nn.functional.pad(scores, (0, 1), value=-torch.inf)
-        return torch.cat([points, torch.zeros_like(points[:1])]), scores
+        points = _every(road, problem, k)
+    blank = points.new_zeros(k - len(points), *points.shape[1:])
     scores = (points * problem.scores).flatten(2).sum(2).t()
-    return points, scores
+    scores = torch.nn.functional.pad(scores, (0, len(blank)), value=-torch.inf)
+    return torch.cat([points, blank]), scores
+
+
+def _every(road: Road, problem: Problem, k: int) -> Tensor:
+    """All structures, best first, where there are fewer than k: their number by bisection."""
+    points, few, many = road.top_k(problem, 1), 1, k
+    while many - few > 1:
+        middle = (few + many) // 2
+        try:
+            points, few = road.top_k(problem, middle), middle
+        except ValueError:
+            many = middle
+    return points
 
 
 def _merge(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,7 +146,8 @@ def _pairs(graph: Any, nodes: int | None) -> tuple[list[tuple[int, int]], int]:
         raise TypeError("SpanningTree needs a networkx graph, or pairs of nodes and `nodes`.")
     whole_numbers(SpanningTree, nodes=nodes)
     try:
-        return [(int(a), int(b)) for a, b in graph], nodes
+        rows = graph.tolist() if hasattr(graph, "tolist") else graph
+        return [(index(a), index(b)) for a, b in rows], nodes
     except (TypeError, ValueError) as error:
         raise TypeError(f"SpanningTree needs pairs of node numbers, got {graph!r}.") from error
 

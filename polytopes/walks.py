@@ -26,6 +26,8 @@ def padded_walks(labels: Any, step: tuple[int, ...]) -> Tensor:  # (*batch, L, *
             f"labels of shape {tuple(walks.shape)} must be walks (*batch, L{', 2' * len(step)})."
         )
     used = (walks >= 0).flatten(walks.dim() - len(step)).all(-1) if step else walks >= 0
+    if step and bool(((walks >= 0).any(-1) & ~used).any()):
+        raise ValueError("labels must be steps of numbers from 0, or of -1 alone for padding.")
     if bool((used[..., 1:] & ~used[..., :-1]).any()) or not bool(used[..., :1].all()):
         raise ValueError("labels must hold at least one step each, and -1 only after the last.")
     return walks.long().cpu()

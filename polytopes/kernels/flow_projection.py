@@ -448,14 +448,15 @@ def project(
             if part[k] >= 0:
                 out[i, part[k]] = point.x[k]
         steps[i] = 0
+        size = scale
         while True:
-            size = scale if steps[i] == 0 else min(scale, LARGE)
             steps[i] += _interior(
                 flows, face, point, system, size, CENTRED if size <= LARGE else ROUGHLY
             )
             if size <= LARGE:
                 break
             _recentre(flows, point)
+            size = LARGE
         _exact(flows, face, point, system)
         for k in range(arcs):
             if part[k] >= 0:

@@ -4,7 +4,8 @@ The larger side's members q are taken one by one. forward[q, S] is the sum over 
 with the subset S of the smaller side, backward[S] that over matchings of the others with the rest. A
 matched pair weighs exp(s_pq - u_p - v_q), an unmatched member exp(-its price), u and v being the prices
 of the best matching: every factor is at most 1 and the best matching's product is 1, so that nothing
-overflows, and as nothing is subtracted every sum keeps its relative accuracy.
+overflows, and as nothing is subtracted every sum keeps its relative accuracy. What the best matching
+holds weighs exactly 1, and nothing weighs more, also where scores are so large that prices are rounded.
 
 The permanent's own programme: Ryser, "Combinatorial mathematics" (1963), chapter 2, without signs.
 """
@@ -29,6 +30,7 @@ def _weights(
     m: int,
     row_price: np.ndarray,
     column_price: np.ndarray,
+    best: np.ndarray,
     pair: np.ndarray,
     alone: np.ndarray,
     left: np.ndarray,
@@ -38,18 +40,21 @@ def _weights(
     Returns the logarithm that all matchings' weights were divided by.
     """
     total = 0.0
-    for p in range(k):
-        price = column_price[i, p] if flip else row_price[i, p]
-        left[p] = np.exp(min(-price, 0.0))
-        total += price
+    left[:k] = 1.0
+    alone[:m] = 1.0
     for q in range(m):
-        price = row_price[i, q] if flip else column_price[i, q]
-        alone[q] = np.exp(min(-price, 0.0))
-        total += price
         for p in range(k):
             r, c = (q, p) if flip else (p, q)
-            weight = np.exp(scores[i, r, c] - row_price[i, r] - column_price[i, c])
-            pair[q, p] = 0.0 if masked and not keep[i, r, c] else weight
+            row, column = row_price[i, r], column_price[i, c]
+            if best[i, r, c] > 0.5:
+                pair[q, p] = 1.0
+                left[p] = np.exp(min(-(column if flip else row), 0.0))
+                alone[q] = np.exp(min(-(row if flip else column), 0.0))
+                total += scores[i, r, c]
+            elif masked and not keep[i, r, c]:
+                pair[q, p] = 0.0
+            else:
+                pair[q, p] = np.exp(min(scores[i, r, c] - row - column, 0.0))
     return total
 
 
@@ -113,6 +118,7 @@ def expect(
     depth: int,
     row_price: np.ndarray,
     column_price: np.ndarray,
+    best: np.ndarray,
     grad: np.ndarray,
     along: bool,
     value: np.ndarray,
@@ -137,7 +143,9 @@ def expect(
         flip = rows > columns
         k, m = (columns, rows) if flip else (rows, columns)
         skip = not perfect or k < m
-        shift = _weights(i, scores, keep, masked, flip, k, m, row_price, column_price, pair, alone, left)
+        shift = _weights(
+            i, scores, keep, masked, flip, k, m, row_price, column_price, best, pair, alone, left
+        )
         if along:
             for q in range(m):
                 for p in range(k):
@@ -194,6 +202,7 @@ def draw(
     depth: int,
     row_price: np.ndarray,
     column_price: np.ndarray,
+    best: np.ndarray,
     uniform: np.ndarray,
     match: np.ndarray,
 ) -> None:
@@ -206,7 +215,7 @@ def draw(
         flip = rows > columns
         k, m = (columns, rows) if flip else (rows, columns)
         skip = not perfect or k < m
-        _weights(i, scores, keep, masked, flip, k, m, row_price, column_price, pair, alone, left)
+        _weights(i, scores, keep, masked, flip, k, m, row_price, column_price, best, pair, alone, left)
         _forward(k, m, skip, pair, alone, nothing, False, table, nothing)
         _ends(k, perfect, left, ends)
         total = 0.0

@@ -52,6 +52,12 @@ class Enumerate(Solver):
         centred = along - (chance * along).sum(1, keepdim=True)
         return ((chance * centred) @ vertices).to(grad).reshape(grad.shape)
 
+    def entropy(self, problem: Problem) -> Tensor:
+        """The sum over the list, in which nothing cancels."""
+        _, energies = _scored(problem)
+        chance = energies.softmax(1)
+        return -torch.xlogy(chance, chance).sum(1)
+
     def sample(self, problem: Problem, count: int, generator: torch.Generator | None) -> Tensor:
         """Independent draws from the list."""
         vertices, energies = _scored(problem)
