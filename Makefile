@@ -18,8 +18,8 @@ help:  ## say what the targets do
 demo: $(READY)  ## train through a structure of ten lines
 	$(BIN)/python examples/pixels.py
 
-test: $(READY)  ## run the tests; PYTEST_ARGS="-k tree -n 2" is handed on
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(READY)  ## run the tests on all cores; PYTEST_ARGS="-k tree -n 0" is handed on
+	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
 
 check: $(READY)  ## every structure x verb x road: worst error and certificate, as one table
 	$(BIN)/python -m spigot.testing tests.structures:STRUCTURES

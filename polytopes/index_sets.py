@@ -33,7 +33,7 @@ def encode_sets(labels: Any, d: int, lengths: Tensor | None) -> Tensor:  # (*bat
     padded = torch.zeros(*index.shape[:-1], d + 1, device=index.device)
     vertices = padded.scatter_add_(-1, slots, torch.ones(slots.shape, device=index.device))[..., :d]
     if bool((vertices > 1).any()):
-        raise ValueError("labels must be sets: a part is listed twice.")
+        raise ValueError("labels must be sets of distinct parts: a part is listed twice.")
     return vertices.to(torch.get_default_dtype())
 
 

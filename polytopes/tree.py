@@ -53,8 +53,8 @@ class Arborescence(Polytope):
         tensor([-1,  0,  0])
         >>> tree.project(scores)
         tensor([[0.5000, 0.8333, 0.6667],
-                [0.5000, 0.1667, 0.1667],
-                [0.0000, 0.0000, 0.1667]])
+                [0.1667, 0.1667, 0.0000],
+                [0.3333, 0.0000, 0.3333]])
         >>> tree.log_partition(torch.zeros(3, 3)).exp().round()  # (n + 1)^(n - 1) trees
         tensor(16.)
 

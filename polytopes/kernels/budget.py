@@ -169,7 +169,7 @@ def pull(
         for j, score in enumerate(row):
             rest = (score - centre) - offset
             free = 1.0 if (rest >= -slack) & (rest <= 1.0 + slack) else 0.0
-            out[j] = (g[j] - mean) * free
+            out[j] = (g[j] - mean) * free + 0.0  # not -0.0
 
 
 @kernel

@@ -207,7 +207,7 @@ class _QuadraticProgram:
             binding = binding | violated
 
     def _by_vertices(self, scores: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, bool]:
-        """y, or the best mixture of vertices where a linear program finds y improvable; whether proven."""
+        """y, or where a linear program improves on it the best mixture of vertices; whether proven."""
 
         def vertex_at(slope: np.ndarray) -> np.ndarray:
             found = linear_program(self.form).vertex(slope, LINEAR_STEPS)
