@@ -51,7 +51,7 @@ class Line:
 
 LINES = [
     Line("Simplex", Simplex, 1_000_000, 1000, (MAP, PROJECT, MARGINALS)),
-    Line("Permutahedron", lambda d: Permutahedron(torch.arange(1.0, d + 1)), 100_000, 100, (MAP, PROJECT)),
+    Line("Permutahedron", Permutahedron.of_ranks, 100_000, 100, (MAP, PROJECT)),
     Line("Arborescence", Arborescence, 500, 20, (MAP, PROJECT)),
     Line("Arborescence", Arborescence, 200, 20, (MARGINALS,)),
     Line("Matching", lambda n: Matching(n, n), 500, 20, (MAP, PROJECT)),
@@ -90,7 +90,21 @@ def measure(line: Line, regularizer: Regularizer | None, seed: int) -> str:
         relative = polytope.gap(value, scores, regularizer) / (1 + (scores * value).sum().abs())
         gap = f"{relative.item():.0e}"
     road = polytope.which(regularizer).rule
-    return f"{line.name:<20} {line.size:>9,} {VERBS[regularizer]:<9} {seconds:9.3f} {gap:>7} {memory:7.1f}  {road}"
+    cells = (
+        line.name,
+        f"{line.size:,}",
+        VERBS[regularizer],
+        f"{seconds:.3f}",
+        gap,
+        f"{memory:.1f}",
+        road,
+    )
+    return row_of(cells)
+
+
+def row_of(cells: tuple[str, ...]) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -104,7 +118,8 @@ def main() -> None:
         row, verb = options.line.split(",")
         print(measure(LINES[int(row)], LINES[int(row)].verbs[int(verb)], options.seed), flush=True)
         return
-    print(f"{'structure':<20} {'size':>9} {'verb':<9} {'seconds':>9} {'gap':>7} {'memory':>7}  road", flush=True)
+    print(row_of(("structure", "size", "verb", "seconds", "gap", "memory", "road")))
+    print(row_of(("---",) * 7), flush=True)
     for row, line in enumerate(LINES):
         for verb in range(len(line.verbs) if line.name.startswith(options.only) else 0):
             command = [sys.executable, __file__, "--line", f"{row},{verb}", "--seed", str(options.seed)]

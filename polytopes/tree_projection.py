@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spigot.polytopes.arrays import contiguous, tensor
+from spigot.polytopes.arrays import contiguous, numbers, tensor
 from spigot.polytopes.faces import Face, tie_tolerance
 from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.kernels.tree_projection import project_trees, pull_trees
@@ -108,7 +108,7 @@ def _finish(problem: Problem, solution: Solution, rows: Tensor) -> Solution:
     iterations[rows] = answer.iterations
     assert solution.faces is not None
     faces = list(solution.faces)
-    for row, face in zip(rows.tolist(), exposed_faces(part.on_cpu(), answer), strict=True):
+    for row, face in zip(numbers(rows), exposed_faces(part.on_cpu(), answer), strict=True):
         faces[row] = face
     return replace(
         solution,

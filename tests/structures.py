@@ -173,6 +173,8 @@ def trees(edges: list[tuple[int, int]], nodes: int) -> Hull:
 
 
 KITE = [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3)]
+
+
 def matchings(n: int, m: int, perfect: bool = True) -> Hull:
     """The matchings of n rows with m columns, listed."""
     points = binary(n * m).reshape(-1, n, m)
