@@ -6,6 +6,7 @@ M = {y >= 0 : row sums = (or <=) a, column sums = (or <=) b}.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -111,8 +112,8 @@ TOLERANCE = 1e-10  # of row and column sums, relative to the largest mass
 class BestVertex(Road):
     """A vertex of largest score."""
 
-    devices = ("cpu",)
-    native = frozenset({"lengths", "params"})
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    native: ClassVar[frozenset[str]] = frozenset({"lengths", "params"})
 
     def solve(self, problem: Problem) -> Solution:
         """Vertices."""
@@ -123,8 +124,8 @@ class BestVertex(Road):
 class BipartiteRoad(Road):
     """Two vectors of multipliers, kept in `Solution.duals` side by side."""
 
-    devices = ("cpu",)
-    native = frozenset({"lengths", "params"})
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    native: ClassVar[frozenset[str]] = frozenset({"lengths", "params"})
 
     def pulled(self, problem: Problem, answer: Solution, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The derivatives by scores, by row masses and by column masses."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ class _Counted(Road):
     """A road over a polytope that has a `budget`, each instance with a total of its own."""
 
     cost = "O(d)"
-    devices = ("cpu",)
-    native = frozenset({"lengths", "params"})
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    native: ClassVar[frozenset[str]] = frozenset({"lengths", "params"})
 
     def totals(self, problem: Problem) -> Tensor:
         """How many parts each instance chooses, `(n,)`, once it has parts enough."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -239,8 +239,8 @@ class Sort(Road):
 
     name = "sorting"
     cost = "O(d log d)"
-    devices = ("cpu",)
-    native = READ
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    native: ClassVar[frozenset[str]] = READ
 
     def solve(self, problem: Problem) -> Solution:
         """The largest weight to the largest score, and so on."""
@@ -252,8 +252,8 @@ class Pooling(Road):
     """Projections in blocks of sorted items."""
 
     cost = "O(d log d)"
-    devices = ("cpu",)
-    native = READ
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    native: ClassVar[frozenset[str]] = READ
 
     def energies(self, problem: Problem) -> Tensor | None:
         """The logarithms of a block's weights in its mean; None for the plain mean."""
@@ -344,8 +344,8 @@ class SumOverSets(Road):
 
     name = "dynamic programme over sets of items"
     cost = f"O(d 2^d), d <= {arrangements.MOST}"
-    devices = ("cpu",)
-    native = READ
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    native: ClassVar[frozenset[str]] = READ
 
     def solve(self, problem: Problem) -> Solution:
         """The mean weight of each item."""

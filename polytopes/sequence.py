@@ -256,7 +256,7 @@ class Viterbi(Road):
         return Solution.closed_form(tensor(vertices), _some_left(problem, best))
 
 
-WIDEST = {np.dtype(np.float32): 80.0, np.dtype(np.float64): 200.0}
+WIDEST: dict[Any, float] = {np.dtype(np.float32): 80.0, np.dtype(np.float64): 200.0}
 """The spread of a step's scores up to which probabilities do not underflow."""
 
 

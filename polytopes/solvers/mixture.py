@@ -27,10 +27,10 @@ class Mixture:
     def __init__(
         self, regularizer: Euclidean | EuclideanOf, scores: Array, vertex: Array, event: tuple[int, ...]
     ) -> None:
-        self.regularizer = regularizer
-        self.scores = scores
-        self.event = event
-        self.held = 0
+        self.regularizer: Euclidean | EuclideanOf = regularizer
+        self.scores: Array = scores
+        self.event: tuple[int, ...] = event
+        self.held: int = 0
         self.y: Array = vertex
         self._points = np.zeros((ROOM, self._image(vertex).size))
         self._vertices = self._points if self._plain else np.zeros((ROOM, vertex.size))

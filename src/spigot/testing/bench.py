@@ -19,9 +19,9 @@ class Bench:
 
     def __init__(self, polytope: Polytope, against: Polytope | None) -> None:
         self.polytope = polytope
-        self.twins = [polytope] if against is None else [polytope, against]
+        self.twins: list[Polytope] = [polytope] if against is None else [polytope, against]
         usable = [Reference(twin) for twin in reversed(self.twins)]
-        self.reference = next((r for r in usable if r.available), usable[0])
+        self.reference: Reference = next((r for r in usable if r.available), usable[0])
         self.known: dict[tuple[Case, Regularizer | None], Tensor | None] = {}
 
     def expected(self, case: Case, regularizer: Regularizer | None) -> Tensor | None:
