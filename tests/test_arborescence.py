@@ -435,3 +435,15 @@ def test_a_parser_learns_through_sparsemap() -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 1e-3
+
+
+@pytest.mark.parametrize("single_root", [False, True])
+def test_torch_struct_agrees(single_root: bool) -> None:
+    """Marginals to the 1e-5 that torch-struct adds to its Laplacian, in a ragged batch."""
+    deptree: Any = pytest.importorskip("torch_struct.deptree")
+    lengths = torch.tensor([6, 9, 7])
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(3, 9, 9, dtype=torch.float64, generator=generator)
+    theirs = deptree.deptree_nonproj(scores, multi_root=not single_root, lengths=lengths)
+    ours = Arborescence(9, single_root).marginals(scores, lengths=lengths)
+    torch.testing.assert_close(ours, theirs.to(ours), atol=2e-4, rtol=0)
