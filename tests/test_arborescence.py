@@ -172,6 +172,13 @@ def test_peaked_marginals_equal_many_digits(scale: float) -> None:
     torch.testing.assert_close(marginals, exact_marginals(scores, digits), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
+def test_peaked_marginals_of_long_sentences_equal_many_digits() -> None:
+    scores = (100 * normal(80, 80, seed=5)).float()
+    marginals = Arborescence(80).marginals(scores).double()
+    torch.testing.assert_close(marginals, exact_marginals(scores, 900), atol=1e-5, rtol=0)
+
+
 @either
 @pytest.mark.parametrize("n", [20, 80])
 @pytest.mark.parametrize("scale", [1.0, 10.0, 50.0, 1000.0])
