@@ -1,6 +1,7 @@
 # Works on a machine with git, make and Python 3.11 or newer; the rest is installed into .venv.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -10,7 +11,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format clean
+.PHONY: help demo test check lint bench format clean
 
 help:  ## say what the targets do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +31,9 @@ lint: $(READY)  ## style, types, and that every public name has a type
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=src pyright --verifytypes spigot --ignoreexternal
 
+bench: .venv-bench/.ready  ## every workload against every peer, an hour; BENCH_ARGS="--only sparsemax"
+	.venv-bench/bin/python -m benchmarks $(BENCH_ARGS)
+
 format: $(READY)  ## format the code and mend what ruff can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -45,4 +49,19 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing into .venv, which takes minutes"
 	$(INSTALL) torch
 	$(INSTALL) -e ".[examples,dev]"
+	@touch $@
+
+# The peers, apart from what the tests run on. torchsort compiles against the torch that is there, and
+# for a GPU where it finds nvcc; qpth needs an older numpy than spigot.
+BENCH_INSTALL := .venv-bench/bin/pip install -qq --disable-pip-version-check -c constraints.txt
+.venv-bench/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	@echo "installing into .venv-bench, which takes minutes"
+	$(BENCH_INSTALL) torch setuptools wheel numpy
+	$(BENCH_INSTALL) -e ".[examples,bench]"
+	-PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/bin $(BENCH_INSTALL) --no-build-isolation torchsort
+	-$(BENCH_INSTALL) lp-sparsemap
+	$(PYTHON) -m venv .venv-bench/qpth
+	.venv-bench/qpth/bin/pip install -qq --disable-pip-version-check torch==2.13.0
+	.venv-bench/qpth/bin/pip install -qq --disable-pip-version-check "numpy<2" qpth
 	@touch $@

@@ -1,0 +1,11 @@
+"""The families of workloads, one file a kind of structure."""
+
+from __future__ import annotations
+
+from benchmarks.families import simplex
+from benchmarks.workload import Family
+
+__all__ = ["FAMILIES"]
+
+FAMILIES: tuple[Family, ...] = (*simplex.FAMILIES,)
+"""In the order in which they are measured."""

@@ -1,0 +1,56 @@
+"""The peers: where each comes from, and which of them are here."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["PEERS", "Peer", "missing", "peer"]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A library to compare with: the module's name and what to do where it is missing."""
+
+    module: str
+    install: str
+
+
+PEERS = {
+    "entmax": Peer("entmax", "pip install entmax"),
+    "torch-struct": Peer("torch_struct", "pip install torch-struct"),
+    "pytorch-crf": Peer("torchcrf", "pip install pytorch-crf"),
+    "POT": Peer("ot", "pip install pot"),
+    "torchsort": Peer(
+        "torchsort", "pip install --no-build-isolation torchsort, with no nvcc on the PATH"
+    ),
+    "cvxpylayers": Peer("cvxpylayers", "pip install cvxpylayers"),
+    "proxsuite": Peer("proxsuite", "pip install proxsuite"),
+    "OSQP": Peer("osqp", "pip install osqp"),
+    "ufal.chu_liu_edmonds": Peer("ufal.chu_liu_edmonds", "pip install ufal.chu_liu_edmonds"),
+    "networkx": Peer("networkx", "pip install networkx"),
+    "scipy": Peer("scipy", "pip install scipy"),
+    "pyepo": Peer("pyepo", "pip install pyepo"),
+    "OR-Tools": Peer("ortools", "pip install ortools"),
+    "jaxopt": Peer("jaxopt", "pip install jaxopt"),
+    "lp-sparsemap": Peer("lpsmap", "pip install lp-sparsemap, where it builds"),
+}
+
+
+@functools.cache
+def peer(name: str, submodule: str = "") -> Any | None:
+    """The peer's module, or one of its submodules; None where it is not installed."""
+    module = ".".join(filter(None, [PEERS[name].module, submodule]))
+    with contextlib.suppress(ImportError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(module)
+    return None
+
+
+def missing() -> dict[str, str]:
+    """The peers that are not installed, and how to install them."""
+    return {name: PEERS[name].install for name in PEERS if peer(name) is None}

@@ -1,0 +1,153 @@
+"""What is measured: families of workloads, the methods that do each, and the ratios to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "BOTH",
+    "FORWARD",
+    "Family",
+    "Growth",
+    "Kind",
+    "Method",
+    "Scaled",
+    "Target",
+    "Workload",
+    "calls",
+    "largest",
+]
+
+FORWARD = "forward"
+BOTH = "forward + backward"
+
+
+class Kind(Enum):
+    """What a method is to us."""
+
+    OURS = "ours"
+    PEER = "peer"
+    BOUND = "bound"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to do a workload.
+
+    Args:
+        name: as the table prints it.
+        kind: ours, a peer, or a lower bound.
+        calls: by measure (`FORWARD`, `BOTH` or a name of the family's own), a function that does it
+            once for the first `instances` of the batch.
+        instances: how many instances a call does; times are an instance's.
+        error: the answer's error, or its certificate, as the family says; None for a bound.
+    """
+
+    name: str
+    kind: Kind
+    calls: Mapping[str, Callable[[], object]]
+    instances: int = 1
+    error: Callable[[], float] | None = None
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A peer that is not at hand, as a multiple of one that is, measured together elsewhere."""
+
+    name: str
+    of: str
+    factor: float
+    measure: str = FORWARD
+
+
+@dataclass(frozen=True)
+class Target:
+    """A ratio to reach: a peer's time over ours `at_least`, or ours over a bound's `at_most`."""
+
+    method: str
+    measure: str = FORWARD
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How our cost should grow with a size: time ~ size^expected, the others held fixed.
+
+    `note` explains a fitted exponent that differs.
+    """
+
+    axis: str
+    expected: float
+    measure: str = FORWARD
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One line of a family: its sizes, the methods, ours first, and the targets."""
+
+    sizes: Mapping[str, int | float | str]
+    methods: tuple[Method, ...]
+    targets: tuple[Target, ...] = ()
+    scaled: tuple[Scaled, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The sizes, as text."""
+        return ", ".join(f"{key} = {size}" for key, size in self.sizes.items())
+
+
+@dataclass(frozen=True)
+class Family:
+    """Workloads of one kind.
+
+    Args:
+        name: what `--only` selects.
+        error: what the column of errors says.
+        tolerance: the largest error that we may have.
+        workloads: made one at a time; with `smoke` few and small.
+        growth: the axes along which our cost is fitted.
+        threads: how many threads to measure with, where more than the command's make no sense.
+    """
+
+    name: str
+    error: str
+    tolerance: float
+    workloads: Callable[[bool], Iterator[Workload]]
+    growth: tuple[Growth, ...] = field(default=())
+    threads: tuple[int, ...] | None = None
+
+
+def calls(
+    function: Callable[[Tensor], Any], scores: Tensor, *, backward: bool = True
+) -> dict[str, Callable[[], object]]:
+    """A differentiable function's two measures; the gradient of its value is a fixed N(0, 1)."""
+    leaf = scores.detach().clone().requires_grad_()
+    upstream: list[Tensor] = []
+
+    def forward() -> object:
+        with torch.no_grad():
+            return function(scores)
+
+    def both() -> object:
+        leaf.grad = None
+        value = function(leaf)
+        if not upstream:
+            generator = torch.Generator().manual_seed(1)
+            upstream.append(torch.randn(value.shape, generator=generator).to(value))
+        value.backward(upstream[0])
+        return leaf.grad
+
+    return {FORWARD: forward, BOTH: both} if backward else {FORWARD: forward}
+
+
+def largest(difference: Tensor) -> float:
+    """The largest part of a difference, as an error."""
+    return float(difference.detach().double().abs().max()) if difference.numel() else 0.0
