@@ -113,12 +113,12 @@ def fits(family: Family, readings: list[Reading]) -> Iterator[Fit]:
     for growth in family.growth:
         series: defaultdict[tuple[int, str], dict[float, float]] = defaultdict(dict)
         for reading in readings:
-            if reading.kind is Kind.OURS and reading.measure == growth.measure:
-                if growth.axis in reading.sizes:
-                    rest = {k: v for k, v in reading.sizes.items() if k != growth.axis}
-                    others = ", ".join(f"{key} = {size}" for key, size in rest.items())
-                    place = series[reading.threads, others]
-                    place[float(reading.sizes[growth.axis])] = float(np.median(reading.seconds))
+            ours = reading.kind is Kind.OURS and reading.measure == growth.measure
+            if ours and growth.axis in reading.sizes:
+                rest = {k: v for k, v in reading.sizes.items() if k != growth.axis}
+                others = ", ".join(f"{key} = {size}" for key, size in rest.items())
+                place = series[reading.threads, others]
+                place[float(reading.sizes[growth.axis])] = float(np.median(reading.seconds))
         for (threads, others), points in series.items():
             if len(points) >= 3:
                 x, y = np.log(list(points)), np.log(list(points.values()))

@@ -35,7 +35,7 @@ from spigot.polytopes import (
 )
 
 MAP, PROJECT, MARGINALS = None, Euclidean(), Gibbs()
-VERBS = {MAP: "maximize", PROJECT: "project", MARGINALS: "marginals"}
+VERBS: dict[Regularizer | None, str] = {MAP: "maximize", PROJECT: "project", MARGINALS: "marginals"}
 
 
 @dataclass(frozen=True)
