@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from spigot.polytopes import Polytope
+from spigot.polytopes.settings import Interval
 from spigot.pullback.roads import road
 from spigot.pullback.slope import column
 
 __all__ = ["Baseline", "LeaveOneOut", "MinimumVariance", "RunningMean", "SelfCritical"]
+
+AVERAGED = Interval("lie in (0, 1]", high=1.0, with_high=True)
 
 
 class Baseline(nn.Module):
@@ -218,6 +221,5 @@ class SelfCritical(Baseline):
 
 def _share(baseline: Baseline, momentum: float) -> float:
     """The momentum, if it is one."""
-    if not 0 < momentum <= 1:
-        raise ValueError(f"{type(baseline).__name__}: momentum must lie in (0, 1], got {momentum}.")
+    AVERAGED.check(baseline, momentum=momentum)
     return momentum

@@ -9,6 +9,7 @@ from torch import Tensor
 from spigot.polytopes import Euclidean, Polytope, Regularizer, Solution, implicit, opaque
 from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.posing import pose
+from spigot.polytopes.settings import SHARE
 from spigot.polytopes.start import CachedSupports
 from spigot.pullback.roads import road
 
@@ -87,8 +88,7 @@ class Relaxed(opaque.Opaque):
         self.regularizer = regularizer
         self.solver = solver
         self.damping = damping
-        if not 0 <= damping <= 1:
-            raise ValueError(f"damping must lie in [0, 1], got {damping!r}.")
+        SHARE.check(self, damping=damping)
         road(polytope, regularizer, solver)
         if damping:
             road(polytope, Euclidean())

@@ -16,6 +16,7 @@ from spigot.polytopes.base import empty_or
 from spigot.polytopes.dispatch import choose
 from spigot.polytopes.posing import detached, pose
 from spigot.polytopes.problem import Problem
+from spigot.polytopes.settings import counts
 from spigot.pullback.noise import Noise
 from spigot.pullback.objective import Loss, Objective, loss_at
 from spigot.pullback.perturbation import Perturbation
@@ -80,8 +81,7 @@ class ScoreFunction(Objective):
         super().__init__()
         if not isinstance(baseline, Baseline | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"baseline must be an object such as LeaveOneOut(), got {baseline!r}.")
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}.")
+        counts(self, samples=samples)
         self.polytope = polytope
         self.perturbation: Perturbation | None = None if noise is None else Perturbation(noise, samples)
         self.samples = samples

@@ -29,6 +29,9 @@ class SPOPlusLoss(TargetLoss):
     The paper minimises costs: with predicted costs -s and true costs -t its loss
     max over z of <t', z> - <2 s', z> + 2 <s', z*> - <t', z*>, for s' = -s and t' = -t, is this one.
 
+    z* is a constant to the gradient, by `params=` too: where parameters with a gradient move the set,
+    they receive that of the first maximum alone.
+
     Args:
         polytope: M.
         reduction: "mean" or "sum" over the batch, or "none".

@@ -74,7 +74,7 @@ def check_event(polytope: Polytope, tensor: Tensor, name: str) -> torch.Size:
     split = tensor.dim() - len(event)
     if split < 0 or tuple(tensor.shape[split:]) != event:
         raise ValueError(
-            f"{name} of shape {tuple(tensor.shape)} do not fit {polytope}: the last "
+            f"{name} of shape {tuple(tensor.shape)} cannot fit {polytope}: the last "
             f"{len(event)} dimension(s) must be its event shape {event}."
         )
     return tensor.shape[:split]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from spigot.polytopes import Polytope, Regularizer
 from spigot.polytopes.arrays import numbers
-from spigot.polytopes.errors import whole_numbers
 from spigot.polytopes.problem import Problem, Solution
+from spigot.polytopes.settings import counts
 from spigot.pullback.downstream import Downstream
 from spigot.pullback.noise import Noise
 from spigot.pullback.reduction import Reduction, check_reduction, divisor
@@ -73,11 +73,9 @@ class Estimator:
 
     def __post_init__(self) -> None:
         check_reduction(self.reduction)
-        whole_numbers(self, samples=self.samples)
+        counts(self, samples=self.samples)
         if not isinstance(self.noise, Noise | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"noise must be an object such as Gumbel(), got {self.noise!r}.")
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}.")
         if self.samples > 1 and self.noise is None:
             raise ValueError(
                 f"samples={self.samples} without noise would all be the same: give noise=Gumbel(), say."

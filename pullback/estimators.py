@@ -31,8 +31,8 @@ from torch import Tensor
 
 from spigot.polytopes import Euclidean, Gibbs, Polytope, Regularizer
 from spigot.polytopes.dispatch import Solver
-from spigot.polytopes.errors import whole_numbers
 from spigot.polytopes.problem import Problem
+from spigot.polytopes.settings import counts
 from spigot.pullback.estimator import Estimator
 from spigot.pullback.noise import Gumbel, Noise
 from spigot.pullback.reduction import Reduction
@@ -119,9 +119,7 @@ class PullBack(Estimator):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_step_size(self.step_size)
-        whole_numbers(self, steps=self.steps)
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}.")
+        counts(self, steps=self.steps)
         check_start(self.start, self.geometry)
 
     def _spelled(self, field: str, usual: object) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spigot.polytopes import Gibbs, Polytope, Regularizer, implicit
 from spigot.polytopes.dispatch import Solver
+from spigot.polytopes.settings import POSITIVE
 from spigot.pullback.estimator import Estimator
 from spigot.pullback.noise import Gumbel, Noise, Normal
 from spigot.pullback.reduction import Reduction
@@ -68,8 +69,7 @@ class RelaxedBackward(Estimator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.temperature < torch.inf:
-            raise ValueError(f"temperature must be a positive number, got {self.temperature}.")
+        POSITIVE.check(self, temperature=self.temperature)
 
     def check(self, polytope: Polytope) -> None:
         """Raises UnsupportedProblem where the polytope cannot do what this needs."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes import UnsupportedProblem
+from spigot.polytopes.settings import POSITIVE, counts
 
 __all__ = ["Gumbel", "Logistic", "Noise", "Normal", "SumOfGamma"]
 
@@ -31,10 +32,7 @@ class Noise:
     """Whether e and -e are equally likely."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale < torch.inf:
-            raise ValueError(
-                f"{type(self).__name__}: scale must be a positive number, got {self.scale}."
-            )
+        POSITIVE.check(self, scale=self.scale)
 
     def draw(
         self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None = None
@@ -166,8 +164,7 @@ class SumOfGamma(Noise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.k < 1 or self.terms < 1:
-            raise ValueError(f"{self}: k and terms must be at least 1.")
+        counts(self, k=self.k, terms=self.terms)
 
     def _unit(self, empty: Tensor, generator: torch.Generator | None) -> Tensor:
         steps = torch.arange(1, self.terms + 1, dtype=empty.dtype, device=empty.device)

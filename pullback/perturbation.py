@@ -11,6 +11,7 @@ from spigot.polytopes import implicit
 from spigot.polytopes.base import empty_or
 from spigot.polytopes.dispatch import Road
 from spigot.polytopes.problem import Problem
+from spigot.polytopes.settings import counts
 from spigot.pullback.noise import Noise, Normal
 
 __all__ = ["Perturbation"]
@@ -49,8 +50,7 @@ class Perturbation:
     def __post_init__(self) -> None:
         if not isinstance(self.noise, Noise):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"noise must be an object such as Gumbel(), got {self.noise!r}.")
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}.")
+        counts("Perturbation", samples=self.samples)
         if self.antithetic and not self.noise.symmetric:
             raise ValueError(
                 f"antithetic=True pairs e with -e, which are not equally likely for {self.noise}.\n"

@@ -11,18 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from spigot.polytopes.problem import Problem
+from spigot.polytopes.settings import FRACTION, POSITIVE, Interval, counts
 from spigot.pullback.slope import Slope, column, lengths
 from spigot.pullback.steps import Point
 
 __all__ = ["Adaptive", "LineSearch", "StepSize", "check_step_size", "record", "stepped"]
 
+BELOW_ONE = Interval("lie in [0, 1)", high=1.0, with_low=True)
+
 Step = Callable[[Tensor], Point]  # shift (n, *event) -> the point there
-
-
-def _positive(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not 0 < number < torch.inf:
-            raise ValueError(f"{name} must be a positive number, got {number}.")
 
 
 @dataclass(frozen=True)
@@ -57,13 +54,10 @@ class LineSearch:
     tries: int = 10
 
     def __post_init__(self) -> None:
-        _positive(initial=self.initial)
-        if not 0 < self.shrink < 1:
-            raise ValueError(f"shrink must lie in (0, 1), got {self.shrink}.")
-        if not 0 <= self.sufficient < 1:
-            raise ValueError(f"sufficient must lie in [0, 1), got {self.sufficient}.")
-        if self.tries < 1:
-            raise ValueError(f"tries must be at least 1, got {self.tries}.")
+        POSITIVE.check(self, initial=self.initial)
+        FRACTION.check(self, shrink=self.shrink)
+        BELOW_ONE.check(self, sufficient=self.sufficient)
+        counts(self, tries=self.tries)
 
     def stepped(self, problem: Problem, slope: Slope, point: Point, g: Tensor, step: Step) -> Point:
         """The point of the largest step that will do."""
@@ -123,9 +117,8 @@ class Adaptive(nn.Module):
         per_instance: bool = False,
     ) -> None:
         super().__init__()
-        _positive(target_norm=target_norm, initial=initial)
-        if not 0 < rate < 1:
-            raise ValueError(f"rate must lie in (0, 1), got {rate}.")
+        POSITIVE.check(self, target_norm=target_norm, initial=initial)
+        FRACTION.check(self, rate=rate)
         self.target_norm = target_norm
         self.initial = initial
         self.rate = rate
@@ -175,7 +168,7 @@ def check_step_size(step_size: Any) -> None:
         raise TypeError(
             f"step_size must be a number, a tensor, LineSearch() or Adaptive(), got {step_size!r}."
         )
-    _positive(step_size=float(step_size))
+    POSITIVE.check("an estimator", step_size=float(step_size))
 
 
 def stepped(step_size: StepSize, problem: Problem, slope: Slope, point: Point, step: Step) -> Point:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from spigot.polytopes import Polytope, Regularizer, UnsupportedProblem
 from spigot.polytopes.dispatch import Solver
-from spigot.polytopes.errors import whole_numbers
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Gibbs, Separable
+from spigot.polytopes.settings import counts
 from spigot.pullback.roads import road
 from spigot.pullback.slope import column
 
@@ -58,9 +58,18 @@ Geometry = Regularizer | Steps | None
 
 
 def steps_of(geometry: Geometry) -> Steps:
-    """The steps that a geometry stands for."""
+    """The steps that a geometry stands for.
+
+    Raises:
+        TypeError: for what is no geometry.
+    """
     if isinstance(geometry, Steps):
         return geometry
+    if not isinstance(geometry, Regularizer | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            "geometry must be a regularizer's object such as Euclidean(), Unconstrained(), "
+            f"FrankWolfeSteps() or None; got {geometry!r}."
+        )
     if geometry is None or isinstance(geometry, Gibbs):
         return _InScores(geometry)
     return _Mirror(geometry)
@@ -99,9 +108,7 @@ class FrankWolfeSteps(Steps):
     inner: int = 1
 
     def __post_init__(self) -> None:
-        whole_numbers(self, inner=self.inner)
-        if self.inner < 1:
-            raise ValueError(f"FrankWolfeSteps: inner must be at least 1, got {self.inner}.")
+        counts(self, inner=self.inner)
 
     def check(self, polytope: Polytope, solver: Solver | None) -> None:
         """It needs MAP alone."""

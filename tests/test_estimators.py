@@ -354,8 +354,19 @@ def test_settings_out_of_range_are_refused() -> None:
         STEMarginals(temperature=0.0)
     with pytest.raises(ValueError, match="scale"):
         Gumbel(scale=-1.0)
-    with pytest.raises(ValueError, match="k and terms"):
+    with pytest.raises(ValueError, match="SumOfGamma: k must be at least 1, got 0"):
         SumOfGamma(k=0)
+    of_another_type: list[tuple[Any, dict[str, Any]]] = [
+        (SumOfGamma, {"k": 2.5}),
+        (LineSearch, {"tries": 2.5}),
+        (GumbelSTE, {"samples": 1.5}),
+        (STEMarginals, {"temperature": "warm"}),
+        (Gumbel, {"scale": "wide"}),
+        (PullBack, {"geometry": "euclidean"}),
+    ]
+    for made, settings in of_another_type:
+        with pytest.raises(TypeError, match="must be a"):
+            made(**settings)
     with pytest.raises(TypeError, match=r"step_size.*'small'"):
         SPIGOT("small")  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"estimator.*SPIGOT\(step_size=1.0\)"):

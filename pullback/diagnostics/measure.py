@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes import UnsupportedProblem
+from spigot.polytopes.settings import POSITIVE, counts
 from spigot.polytopes.solvers import ActiveSet
 from spigot.polytopes.tally import tally
 from spigot.pullback.diagnostics.bench import Bench, seeded
@@ -113,16 +114,14 @@ class Protocol:
     downstream: bool = False
 
     def __post_init__(self) -> None:
-        if self.samples < 2:
-            raise ValueError(f"samples must be at least 2, got {self.samples}.")
+        counts(self, 2, samples=self.samples)
         if self.reduction not in ("mean", "sum"):
             raise ValueError(f'reduction must be "mean" or "sum", got {self.reduction!r}.')
         for name in ("step_sizes", "batch_sizes", "tolerances"):
             wrong = [each for each in getattr(self, name) if not each > 0]
             if wrong:
                 raise ValueError(f"{name} must be positive, got {wrong[0]}.")
-        if not self.step > 0:
-            raise ValueError(f"step must be positive, got {self.step}.")
+        POSITIVE.check(self, step=self.step)
 
 
 @dataclass(frozen=True, eq=False)

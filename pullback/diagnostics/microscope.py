@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spigot.polytopes import Polytope
+from spigot.polytopes.settings import counts
 from spigot.pullback.diagnostics.bench import Bench, seeded
 from spigot.pullback.diagnostics.measure import cosine_of, norm_of, null_share, ratio, sizes
 from spigot.pullback.diagnostics.stated import Exact, ExpectedLoss, Stated
@@ -237,8 +238,7 @@ def watch(
         0     1         0.27       0%    -          -       -     -
         2     1         0.27       0%    -          -       -     -
     """
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}.")
+    counts("watch", every=every)
     check_reduction(reduction)
     polytope = polytope or getattr(layer, "polytope", None)
     if not isinstance(polytope, Polytope):

@@ -18,6 +18,7 @@ from spigot.polytopes import Gibbs, Regularizer, UnsupportedProblem, implicit
 from spigot.polytopes.arrays import distinct
 from spigot.polytopes.dispatch import choose
 from spigot.polytopes.problem import Problem
+from spigot.polytopes.settings import counts
 from spigot.pullback.diagnostics.bench import Bench
 from spigot.pullback.noise import Gumbel, Noise
 from spigot.pullback.roads import road
@@ -95,7 +96,7 @@ class ExpectedLoss(Stated):
     words: ClassVar[str] = "E l(z) under p(z) ~ exp<s, z>"
 
     def __post_init__(self) -> None:
-        _enough(self, self.samples)
+        counts(self, 2, samples=self.samples)
 
     def exact(self, bench: Bench) -> Exact:
         """By the list of structures where it is short, else by samples."""
@@ -139,7 +140,7 @@ class PerturbedExpectedLoss(Stated):
     words: ClassVar[str] = "E l(MAP(s + e)) over the noise e"
 
     def __post_init__(self) -> None:
-        _enough(self, self.samples)
+        counts(self, 2, samples=self.samples)
 
     def exact(self, bench: Bench) -> Exact:
         """By many draws."""
@@ -198,11 +199,6 @@ class RelaxedLoss(Stated):
         return Exact(
             gradient, torch.zeros_like(here), here, lambda at: value(at).detach(), "its Jacobian"
         )
-
-
-def _enough(owner: object, samples: int) -> None:
-    if samples < 2:
-        raise ValueError(f"{type(owner).__name__}: samples must be at least 2, got {samples}.")
 
 
 def _double(problem: Problem) -> Problem:
