@@ -504,8 +504,8 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "fewer than none": (lambda: Oracle(top, (3,), workers=-1), ValueError, "at least 0, got -1"),
     "a name": (lambda: Oracle(top, (3,), workers="4"), TypeError, "workers must be"),  # pyright: ignore
     "a batch": (lambda: Oracle(top, (3,), batched=True, workers=2), ValueError, "single instances"),
-    "no threads": (lambda: Threads(0), ValueError, "Threads needs a count of at least 1, got 0"),
-    "no processes": (lambda: Processes(0), ValueError, "Processes needs a count of at least 1"),
+    "no threads": (lambda: Threads(0), ValueError, "Threads: count must be at least 1, got 0"),
+    "no processes": (lambda: Processes(0), ValueError, "Processes: count must be at least 1"),
 }
 
 
