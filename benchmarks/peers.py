@@ -5,19 +5,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import os
+import sys
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-__all__ = ["PEERS", "Peer", "missing", "peer"]
+__all__ = ["PEERS", "Peer", "interpreter", "missing", "peer"]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A library to compare with: the module's name and what to do where it is missing."""
+    """A library to compare with: the module's name and what to do where it is missing.
+
+    One that lives `apart` has an environment of its own, and `interpreter` says where.
+    """
 
     module: str
     install: str
+    apart: bool = False
 
 
 PEERS = {
@@ -31,6 +38,9 @@ PEERS = {
     "cvxpylayers": Peer("cvxpylayers", "pip install cvxpylayers"),
     "proxsuite": Peer("proxsuite", "pip install proxsuite"),
     "OSQP": Peer("osqp", "pip install osqp"),
+    "qpth": Peer(
+        "qpth", "make bench, or an environment with qpth and SPIGOT_QPTH=its python", apart=True
+    ),
     "ufal.chu_liu_edmonds": Peer("ufal.chu_liu_edmonds", "pip install ufal.chu_liu_edmonds"),
     "networkx": Peer("networkx", "pip install networkx"),
     "scipy": Peer("scipy", "pip install scipy"),
@@ -51,6 +61,17 @@ def peer(name: str, submodule: str = "") -> Any | None:
     return None
 
 
+def interpreter(name: str) -> Path | None:
+    """The Python of a peer that lives apart: what SPIGOT_NAME says, or NAME/ in this environment."""
+    given = os.environ.get(f"SPIGOT_{name.upper()}")
+    python = Path(given) if given else Path(sys.prefix) / name / "bin" / "python"
+    return python if python.exists() else None
+
+
 def missing() -> dict[str, str]:
     """The peers that are not installed, and how to install them."""
-    return {name: PEERS[name].install for name in PEERS if peer(name) is None}
+    return {
+        name: own.install
+        for name, own in PEERS.items()
+        if (interpreter(name) if own.apart else peer(name)) is None
+    }
