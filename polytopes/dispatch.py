@@ -178,9 +178,8 @@ class Routed(Road):
 
     def _placed(self, problem: Problem) -> tuple[Road, Problem]:
         kind = problem.scores.device.type
-        if kind != "cpu" and self.road.accelerated is not None:
-            return self.road.accelerated(), problem
-        return self.road, problem if kind in self.road.devices else problem.moved("cpu")
+        road = _on(self.road, kind, problem.polytope, problem.regularizer)
+        return road, problem if kind in road.devices else problem.moved("cpu")
 
     def _split(self, road: Road, problem: Problem) -> tuple[Group, ...] | None:
         """None where the road takes the whole batch."""
@@ -291,6 +290,14 @@ class Routed(Road):
         return whole
 
 
+def _on(road: Road, device: str, polytope: Polytope, regularizer: Regularizer | None) -> Road:
+    """The road itself, or the one to take instead on that kind of device."""
+    if device == "cpu" or road.accelerated is None:
+        return road
+    other = road.accelerated()
+    return road if other.lacks(polytope, regularizer) else other
+
+
 def _is(regularizer: Regularizer | None, kind: type[Regularizer] | None) -> bool:
     return regularizer is None if kind is None else isinstance(regularizer, kind)
 
@@ -361,6 +368,7 @@ def generic_roads() -> tuple[Solver, ...]:
         solvers.Newton(),
         solvers.Clarabel(),
         solvers.Cvxpy(),
+        solvers.BatchedNewton(),
         solvers.CvxpyLayers(),
     )
 
@@ -460,9 +468,7 @@ def which(
     polytope: Polytope, regularizer: Regularizer | None, device: torch.device, solver: Solver | None
 ) -> Route:
     """What would run."""
-    road = choose(polytope, regularizer, solver).road
-    if device.type != "cpu" and road.accelerated is not None:
-        road = road.accelerated()
+    road = _on(choose(polytope, regularizer, solver).road, device.type, polytope, regularizer)
     return Route(
         rule=road.name,
         facts=tuple(sorted(polytope.facts)),

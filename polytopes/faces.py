@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DENSE_ENTRIES",
+    "BatchFace",
     "Face",
     "Hyperplanes",
     "Span",
@@ -46,6 +47,15 @@ class Face(Protocol):
     def pull(self, grad: np.ndarray, spread: np.ndarray) -> np.ndarray:
         """J grad, with 1 / phi'' given as `spread`; all `(d,)`."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class BatchFace:
+    """The faces of a whole batch by the rows and bounds that bind, on the scores' device."""
+
+    rows: Tensor  # (n, rows), bool
+    parts: Tensor  # (n, d), bool: held by a bound
+    sure: Tensor  # (n,), bool: which faces are known
 
 
 @dataclass(frozen=True)

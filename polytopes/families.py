@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Family",
     "batch_form",
+    "family_at",
     "family_of",
     "hand_rows",
     "instances",
@@ -239,14 +240,15 @@ def _affine(data: Mapping[str, Any], symbols: Mapping[str, Any]) -> tuple[np.nda
     return entries, coefficients, moves
 
 
-def _family(problem: Problem) -> Family | None:
+def family_at(problem: Problem) -> Family | None:
+    """The family of a problem's instances; None where there is one set, or no map."""
     shapes = {name: tuple(values.shape[1:]) for name, values in problem.params.items()}
     return family_of(problem.polytope, shapes)
 
 
 def shares_matrix(problem: Problem) -> bool:
     """Whether the instances' sets differ in limits alone."""
-    family = _family(problem)
+    family = family_at(problem)
     return family is not None and family.shares_matrix
 
 
@@ -262,7 +264,7 @@ def batch_form(problem: Problem) -> Canonical:
     """
     from spigot.polytopes.solvers.highs import feasible
 
-    family = _family(problem)
+    family = family_at(problem)
     if family is None:
         return problem.polytope.canonical
     form = family.form(theta_of(problem.params, family))
@@ -295,7 +297,7 @@ def _check_ranges(problem: Problem, form: Canonical) -> None:
 
 def instances(problem: Problem) -> Iterator[tuple[int, np.ndarray, np.ndarray, Canonical]]:
     """Each instance's number, the parts it may use `(d,)`, their scores, and its rows over them."""
-    family, whole = _family(problem), batch_form(problem)
+    family, whole = family_at(problem), batch_form(problem)
     for i, kept, scores in problem.instances():
         if family is None:
             yield i, kept, scores, masked_form(problem.polytope, kept)

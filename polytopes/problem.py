@@ -16,7 +16,7 @@ from spigot.polytopes.errors import NoStructure, describe_instances
 
 if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
-    from spigot.polytopes.faces import Face
+    from spigot.polytopes.faces import BatchFace, Face
     from spigot.polytopes.groups import Group
     from spigot.polytopes.regularizers import Regularizer
     from spigot.polytopes.start import Asked, Start
@@ -214,6 +214,7 @@ class Solution:
     duals: Tensor | None = None
     integral: Tensor | None = None
     faces: tuple[Face, ...] | None = None  # for the derivative, one an instance
+    face: BatchFace | None = None  # for the derivative, of the batch
     groups: tuple[Group, ...] | None = None  # for the derivative, where the batch was split
     answers: tuple[Solution, ...] | None = None  # for the derivative, of the polytopes it is made of
     asked: Asked | None = None  # what the support are structures of

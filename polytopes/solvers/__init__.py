@@ -4,6 +4,7 @@ Hand one to a verb or a layer as `solver=` to force it, with its own tolerance a
 """
 
 from spigot.polytopes.solvers.active_set import ActiveSet
+from spigot.polytopes.solvers.batched_newton import BatchedNewton
 from spigot.polytopes.solvers.clarabel import Clarabel
 from spigot.polytopes.solvers.cone import Cvxpy
 from spigot.polytopes.solvers.consensus import Consensus
@@ -17,6 +18,7 @@ from spigot.polytopes.start import SupportCache
 
 __all__ = [
     "ActiveSet",
+    "BatchedNewton",
     "Clarabel",
     "Consensus",
     "Cvxpy",

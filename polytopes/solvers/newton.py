@@ -12,9 +12,9 @@ from torch import Tensor
 
 from spigot.polytopes.arrays import contiguous, rows_where, tensor
 from spigot.polytopes.canonical import Canonical
-from spigot.polytopes.dispatch import Solver
+from spigot.polytopes.dispatch import Road, Solver
 from spigot.polytopes.faces import Face
-from spigot.polytopes.families import batch_form, family_of, instances
+from spigot.polytopes.families import batch_form, instances
 from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import (
@@ -25,9 +25,10 @@ from spigot.polytopes.regularizers import (
     Shannon,
     Tsallis,
 )
+from spigot.polytopes.solvers.batched_newton import BatchedNewton
 from spigot.polytopes.solvers.clarabel import Clarabel
 from spigot.polytopes.solvers.cone import Cvxpy
-from spigot.polytopes.solvers.row_solver import RowSolver
+from spigot.polytopes.solvers.row_solver import RowSolver, known_rows
 from spigot.polytopes.solvers.row_system import fits, row_system
 from spigot.polytopes.solvers.rows import BindingFace, Rows, stacked_rows
 
@@ -75,13 +76,14 @@ class Newton(RowSolver):
     cost: ClassVar[str] = "about 10 Cholesky factors of the rows' size"
     needs: ClassVar[frozenset[str]] = frozenset({"constraints"})
     solves: ClassVar[tuple[type[Regularizer] | None, ...]] = (Euclidean, Shannon, FermiDirac, Tsallis)
+    accelerated: ClassVar[type[Road] | None] = BatchedNewton
 
     def lacks(self, polytope: Polytope, regularizer: Regularizer | None) -> str:
         """It takes rows without auxiliary variables."""
         lack = super().lacks(polytope, regularizer)
         if lack:
             return lack
-        form = _form(polytope)
+        form = known_rows(polytope)
         if form is not None and not fits(form):
             return f"{self.name} takes no auxiliary variables, nor dense rows by the thousand."
         return ""
@@ -113,14 +115,6 @@ class Newton(RowSolver):
         value = contiguous(solution.value.double().flatten(1))
         pulled = _pulled(problem, cast("tuple[BindingFace, ...]", solution.faces), grads, value)
         return tensor(pulled).reshape(grad.shape).to(grad)
-
-
-def _form(polytope: Polytope) -> Canonical | None:
-    """The rows, at any value of the parameters; None where they are not known yet."""
-    if not polytope.varies:
-        return polytope.canonical
-    family = family_of(polytope, polytope.parameters)
-    return family.base if family is not None and family.shares_matrix else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from spigot.polytopes import limits
+from spigot.polytopes.canonical import Canonical
 from spigot.polytopes.dispatch import Solver
-from spigot.polytopes.families import shares_matrix, violation
+from spigot.polytopes.families import family_of, shares_matrix, violation
 from spigot.polytopes.problem import Problem, Solution
 
-__all__ = ["RowSolver"]
+if TYPE_CHECKING:
+    from spigot.polytopes.base import Polytope
+
+__all__ = ["RowSolver", "known_rows"]
+
+
+def known_rows(polytope: Polytope) -> Canonical | None:
+    """The rows, at any value of the parameters; None where they are not known yet."""
+    if not polytope.varies:
+        return polytope.canonical
+    family = family_of(polytope, polytope.parameters)
+    return family.base if family is not None and family.shares_matrix else None
 
 
 @dataclass(frozen=True)
