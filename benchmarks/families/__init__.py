@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.families import engine, simplex
+from benchmarks.families import engine, simplex, trees
 from benchmarks.workload import Family
 
 __all__ = ["FAMILIES"]
 
-FAMILIES: tuple[Family, ...] = (*simplex.FAMILIES, *engine.FAMILIES)
+FAMILIES: tuple[Family, ...] = (*simplex.FAMILIES, *engine.FAMILIES, *trees.FAMILIES)
 """In the order in which they are measured."""
