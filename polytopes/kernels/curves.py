@@ -17,6 +17,7 @@ __all__ = [
     "conjugate",
     "mirror",
     "phi",
+    "slope",
     "spread",
 ]
 
@@ -41,6 +42,18 @@ def mirror(curve: Curve, x: float) -> float:
     if curve.kind == FERMI_DIRAC:
         return 1.0 / (1.0 + np.exp(-x)) if x >= 0.0 else np.exp(x) / (1.0 + np.exp(x))
     return max((curve.alpha - 1.0) * x + 1.0 / curve.alpha, 0.0) ** (1.0 / (curve.alpha - 1.0))
+
+
+@kernel
+def slope(curve: Curve, y: float, rest: float) -> float:
+    """phi'(y), where `rest` is 1 - y."""
+    if curve.kind == EUCLIDEAN:
+        return y
+    if curve.kind == SHANNON:
+        return 1.0 + np.log(y)
+    if curve.kind == FERMI_DIRAC:
+        return np.log(y) - np.log(rest)
+    return (y ** (curve.alpha - 1.0) - 1.0 / curve.alpha) / (curve.alpha - 1.0)
 
 
 @kernel

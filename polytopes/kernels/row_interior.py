@@ -1,10 +1,16 @@
-r"""Euclidean projections onto {l <= y <= u, R y = or <= limits} by an interior-point method.
+r"""Bregman projections onto {l <= x <= u, R x = or <= limits} by an interior-point method.
+
+    maximise  <s, y> - sum of phi(y_k)   over that set,  x = (y, z)
+
+z are auxiliary variables that the objective does not see; each step leaves them near where they are,
+or the systems could not be solved (a proximal term that moves with the iterate).
 
 It costs about twice what Newton's method on the dual does, whatever the scores, and its multipliers
 end inside the set of all optimal ones: a row or bound that every point of the exposed face meets with
 equality has one, also where Newton's method ends at an edge of that set. So it says which face it is.
 
-Mehrotra, "On the implementation of a primal-dual interior point method" (1992).
+Mehrotra, "On the implementation of a primal-dual interior point method" (1992); Pougkakiotis and
+Gondzio, "An interior point-proximal method of multipliers for convex quadratic programming" (2021).
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from spigot.polytopes.kernels.compiled import kernel
+from spigot.polytopes.kernels.curves import EUCLIDEAN, FERMI_DIRAC, Curve, slope, spread_at
 from spigot.polytopes.kernels.elimination import (
     Factor,
     System,
@@ -22,20 +29,24 @@ from spigot.polytopes.kernels.elimination import (
     product,
     solve,
 )
+from spigot.polytopes.kernels.vectors import copy
 
 __all__ = ["Inside", "interior", "new_inside"]
 
-STEPS = 80
 CENTRED = 1e-17  # the mean product of a slack and its multiplier that ends the steps, relative
+SETTLED = 1e-9  # of the dual's rows, relative to the scores
 SHORTEST = 1e-6  # of a step: rounding has taken over
+CENTRAL = 1e-3  # of the mean product: the least that a step aims at
+NEAR = 1e-3  # the proximal term of an auxiliary variable, relative to the scores
 
 
 class Inside(NamedTuple):
     """A problem, and slacks and multipliers of the bounds of its parts and of its rows."""
 
-    scores: np.ndarray  # (d,)
+    parts: int  # of the d variables the first ones; the others are auxiliary
+    scores: np.ndarray  # (d,), 0 at auxiliary ones
     low: np.ndarray  # (d,)
-    high: np.ndarray  # (d,), equal to `low` where a part is given
+    high: np.ndarray  # (d,), equal to `low` where a variable is given
     limit: np.ndarray  # (rows,)
     equal: np.ndarray  # (rows,), bool: the rows that are equations
 
@@ -47,12 +58,15 @@ class Inside(NamedTuple):
     slack: np.ndarray  # (rows,), of an inequality
     v: np.ndarray  # (rows,)
     missing: np.ndarray  # (rows,), limit - R y - slack
+    goal: np.ndarray  # (rows,)
+    rest: np.ndarray  # (rows,)
 
 
 @kernel
-def new_inside(rows: int, d: int) -> Inside:
+def new_inside(rows: int, d: int, parts: int) -> Inside:
     """An empty workspace."""
     return Inside(
+        parts,
         np.zeros(d),
         np.zeros(d),
         np.zeros(d),
@@ -66,22 +80,43 @@ def new_inside(rows: int, d: int) -> Inside:
         np.zeros(rows),
         np.zeros(rows),
         np.zeros(rows),
+        np.zeros(rows),
+        np.zeros(rows),
     )
 
 
 @kernel
-def _begin(system: System, at: Inside, scale: float) -> None:
+def _bent(curve: Curve, at: Inside, k: int) -> float:
+    """phi' at a part that is not given."""
+    y = at.y[k]
+    return slope(curve, y, at.above[k] if at.high[k] == 1.0 else 1.0 - y)
+
+
+@kernel
+def _curvature(curve: Curve, at: Inside, k: int, near: float) -> float:
+    """phi'' there, or the proximal term's."""
+    if k >= at.parts:
+        return near
+    y = at.y[k]
+    if curve.kind == FERMI_DIRAC:
+        return 1.0 / y + 1.0 / (at.above[k] if at.high[k] == 1.0 else 1.0 - y)
+    return 1.0 / spread_at(curve, y)
+
+
+@kernel
+def _begin(system: System, curve: Curve, at: Inside, scale: float) -> None:
     """The middle of the box, multipliers of the scores' size."""
-    low, high, scores = at.low, at.high, at.scores
+    low, high = at.low, at.high
     for k in range(len(at.y)):
+        wish = at.scores[k] if curve.kind == EUCLIDEAN else 0.0
         if low[k] > -np.inf and high[k] < np.inf:
             at.y[k] = 0.5 * (low[k] + high[k])
         elif low[k] > -np.inf:
-            at.y[k] = max(low[k] + 1.0, scores[k])
+            at.y[k] = max(low[k] + 1.0, wish)
         elif high[k] < np.inf:
-            at.y[k] = min(high[k] - 1.0, scores[k])
+            at.y[k] = min(high[k] - 1.0, wish)
         else:
-            at.y[k] = scores[k]
+            at.y[k] = wish
         at.below[k] = at.y[k] - low[k]
         at.above[k] = high[k] - at.y[k]
         at.lower[k] = scale if low[k] > -np.inf and high[k] > low[k] else 0.0
@@ -141,6 +176,7 @@ def _length(at: Inside, move: Inside) -> float:
 @kernel
 def _direct(
     system: System,
+    curve: Curve,
     at: Inside,
     move: Inside,
     weights: np.ndarray,
@@ -153,14 +189,18 @@ def _direct(
 
     `again` takes in the second-order terms of the direction that stands.
     """
-    curve = 1.0 if again else 0.0
+    second = 1.0 if again else 0.0
     product(system, at.v, shift)
     for k in range(len(shift)):
-        total = at.scores[k] - at.y[k] - shift[k]
+        total = at.scores[k] - shift[k]
+        if at.high[k] <= at.low[k]:
+            total = 0.0
+        elif k < at.parts:
+            total -= _bent(curve, at, k)
         if at.lower[k] > 0.0:
-            total += (centre - curve * move.y[k] * move.lower[k]) / at.below[k]
+            total += (centre - second * move.y[k] * move.lower[k]) / at.below[k]
         if at.upper[k] > 0.0:
-            total -= (centre + curve * move.y[k] * move.upper[k]) / at.above[k]
+            total -= (centre + second * move.y[k] * move.upper[k]) / at.above[k]
         shift[k] = total
         move.below[k] = weights[k] * total
     rhs, goal = move.missing, move.slack
@@ -168,23 +208,55 @@ def _direct(
     for i in range(len(rhs)):
         rhs[i] -= at.missing[i]
         if not at.equal[i]:
-            goal[i] = (centre - curve * move.slack[i] * move.v[i]) / at.v[i] - at.slack[i]
+            goal[i] = (centre - second * move.slack[i] * move.v[i]) / at.v[i] - at.slack[i]
             rhs[i] += goal[i]
+    copy(rhs, at.goal, len(rhs))
     solve(system, made, rhs)
+    if again:
+        _refine(system, at, move, weights, made)
     product(system, rhs, move.below)
     for k in range(len(shift)):
         step = weights[k] * (shift[k] - move.below[k])
         if at.lower[k] > 0.0:
-            first = centre - curve * move.y[k] * move.lower[k]
-            move.lower[k] = (first - at.lower[k] * step) / at.below[k] - at.lower[k]
+            below = centre - second * move.y[k] * move.lower[k]
+            move.lower[k] = (below - at.lower[k] * step) / at.below[k] - at.lower[k]
         if at.upper[k] > 0.0:
-            second = centre + curve * move.y[k] * move.upper[k]
-            move.upper[k] = (second + at.upper[k] * step) / at.above[k] - at.upper[k]
+            above = centre + second * move.y[k] * move.upper[k]
+            move.upper[k] = (above + at.upper[k] * step) / at.above[k] - at.upper[k]
         move.y[k] = step
     for i in range(len(rhs)):
         move.v[i] = rhs[i]
         if not at.equal[i]:
             move.slack[i] = goal[i] - at.slack[i] / at.v[i] * rhs[i]
+
+
+@kernel
+def _refine(system: System, at: Inside, move: Inside, weights: np.ndarray, made: Factor) -> None:
+    """Takes the error of the factor out of the step: or it would add up in the rows."""
+    step, rest = move.missing, at.rest
+    product(system, step, move.below)
+    for k in range(len(weights)):
+        move.below[k] *= weights[k]
+    apply(system, move.below, rest)
+    for i in range(len(rest)):
+        rest[i] = at.goal[i] - rest[i]
+        if not at.equal[i]:
+            rest[i] -= at.slack[i] / at.v[i] * step[i]
+    solve(system, made, rest)
+    for i in range(len(rest)):
+        step[i] += rest[i]
+
+
+@kernel
+def _unbalanced(system: System, curve: Curve, at: Inside, shift: np.ndarray) -> float:
+    """The largest error of s - phi'(y) - R'v + lower - upper."""
+    worst = 0.0
+    product(system, at.v, shift)
+    for k in range(len(shift)):
+        if at.high[k] > at.low[k]:
+            total = at.scores[k] - shift[k] + at.lower[k] - at.upper[k]
+            worst = max(worst, abs(total - (_bent(curve, at, k) if k < at.parts else 0.0)))
+    return worst
 
 
 @kernel
@@ -208,6 +280,8 @@ def _advance(at: Inside, move: Inside, length: float) -> None:
 @kernel
 def interior(
     system: System,
+    curve: Curve,
+    limit: int,
     at: Inside,
     move: Inside,
     weights: np.ndarray,
@@ -224,16 +298,19 @@ def interior(
     for k in range(len(scores)):
         if high[k] > low[k]:
             scale = max(scale, abs(scores[k]))
-    _begin(system, at, scale)
+    _begin(system, curve, at, scale)
     first = _mean(at, move, 0.0)
-    for step in range(STEPS):
+    error = np.inf
+    for step in range(limit):
         mean = _mean(at, move, 0.0)
         if not mean > CENTRED * first:
-            return step
+            before, error = error, _unbalanced(system, curve, at, spare)
+            if not SETTLED * scale < error < 0.5 * before:
+                return step
         for k in range(len(weights)):
             weights[k] = 0.0
             if high[k] > low[k]:
-                curvature = 1.0
+                curvature = _curvature(curve, at, k, NEAR * scale)
                 if at.lower[k] > 0.0:
                     curvature += at.lower[k] / at.below[k]
                 if at.upper[k] > 0.0:
@@ -244,11 +321,12 @@ def interior(
         factor(system, weights, extra, none, 1e-13, True, made)
         centre, length = 0.0, 0.0
         for again in range(2):
-            _direct(system, at, move, weights, spare, centre, again == 1, made)
+            _direct(system, curve, at, move, weights, spare, centre, again == 1, made)
             length = _length(at, move)
             if again == 0:
-                centre = mean * (_mean(at, move, length) / mean) ** 3
+                least = CENTRAL if mean > CENTRED * first else 1.0
+                centre = mean * max((_mean(at, move, length) / mean) ** 3, least)
         if not length > SHORTEST:
             return step
         _advance(at, move, length * max(0.99, min(1.0 - mean / first, 0.99999)))
-    return STEPS
+    return limit

@@ -58,11 +58,13 @@ PUSHES = 12
 MOVED = 1e-3  # what counts as moved, and what as still, relative to the largest move
 STILL = 1e-9
 LARGE = 5.0  # the scores that a problem around its own answer needs
+INNER = 80  # steps of the interior point
 PATIENCE = 25  # steps before the interior point takes over,
 LONGER = 40  # or these where phi is not quadratic, and its multipliers are but a start
 ATTEMPTS = 3  # of Newton's method; before the last two come interior points
 
 LOWER, BETWEEN, UPPER, GIVEN = -1, 0, 1, 2
+QUADRATIC = Curve(EUCLIDEAN, 2.0, False)
 
 
 class Box(NamedTuple):
@@ -138,8 +140,8 @@ def _new_work(system: System, d: int) -> Work:
         np.zeros(rows),
         np.zeros(rows),
         new_factor(system),
-        new_inside(rows, d),
-        new_inside(rows, d),
+        new_inside(rows, d, d),
+        new_inside(rows, d, d),
     )
 
 
@@ -594,7 +596,9 @@ def project(
                 clear[i] = True
                 break
             _pose(system, case, point, around, noise, at)
-            steps[i] += interior(system, at, work.move, work.weights, work.spare, work.made)
+            steps[i] += interior(
+                system, QUADRATIC, INNER, at, work.move, work.weights, work.spare, work.made
+            )
             if around:
                 clear[i] = _settle(case, at, point, noise, state[i], tight[i])
                 break
@@ -613,6 +617,7 @@ def project(
 
 
 REFINEMENTS = 30
+NEAR = 1e-3  # the proximal term of an auxiliary variable
 
 
 @kernel
@@ -628,26 +633,35 @@ def pull(
     out: np.ndarray,
     error: np.ndarray,
 ) -> None:
-    """D (g - R'v) with R D (g - R'v) = 0 over the rows that are not `loose`.
+    """y = D (g - R'v) with R (y, z) = 0 and R'v = 0 at z, over the rows that are not `loose`.
 
-    D holds 1 / phi'' at the parts `inside` (n, d) their bounds, and 0 elsewhere. The factor's small
-    ridge leaves an error that refinement removes, for dependent rows as well.
+    D holds 1 / phi'' at the parts `inside` (n, variables) their bounds, and 0 elsewhere; z are the
+    auxiliary variables inside theirs. The factor's small ridge, and the proximal term that z gets,
+    leave an error that refinement removes, for dependent rows as well.
     """
-    d, rows = grad.shape[1], len(system.low)
+    parts, rows, variables = grad.shape[1], len(system.low), inside.shape[1]
     made = new_factor(system)
-    left, v, rest, size = np.zeros(d), np.zeros(rows), np.zeros(rows), np.zeros(d)
-    weights = np.zeros(d)
+    v, rest = np.zeros(rows), np.zeros(rows)
+    left, size, weights = np.zeros(variables), np.zeros(variables), np.zeros(variables)
+    z = np.zeros(variables - parts)
     for i in range(first, last):
-        for k in range(d):
-            weights[k] = spread_at(curve, value[i, k]) if inside[i, k] else 0.0
+        for k in range(variables):
+            weights[k] = 0.0
+            if inside[i, k]:
+                weights[k] = spread_at(curve, value[i, k]) if k < parts else 1.0 / NEAR
         factor(system, weights, v[:0], loose[i], 1e-11, True, made)
         fill(v, rows, 0.0)
+        fill(z, len(z), 0.0)
         error[i] = np.inf
         for _ in range(REFINEMENTS):
             product(system, v, left)
-            for k in range(d):
+            for k in range(parts):
                 size[k] = weights[k] * (abs(grad[i, k]) + abs(left[k]))
                 left[k] = weights[k] * (grad[i, k] - left[k])
+            for k in range(parts, variables):
+                z[k - parts] -= weights[k] * left[k]
+                left[k] = z[k - parts] - weights[k] * left[k]
+                size[k] = abs(left[k])
             worst = 0.0
             for r in range(rows):
                 total, scale = 0.0, 0.0
@@ -660,7 +674,8 @@ def pull(
             if worst >= 0.5 * error[i] and worst <= 1e-13:
                 break
             error[i] = worst
-            copy(left, out[i], d)
+            for k in range(parts):
+                out[i, k] = left[k]
             if worst <= 1e-15:
                 break
             solve(system, made, rest)

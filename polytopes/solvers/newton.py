@@ -29,7 +29,7 @@ from spigot.polytopes.solvers.batched_newton import BatchedNewton
 from spigot.polytopes.solvers.clarabel import Clarabel
 from spigot.polytopes.solvers.cone import Cvxpy
 from spigot.polytopes.solvers.row_solver import RowSolver, known_rows
-from spigot.polytopes.solvers.row_system import fits, row_system
+from spigot.polytopes.solvers.row_system import fits, ordered, row_system
 from spigot.polytopes.solvers.rows import BindingFace, Rows, stacked_rows
 
 if TYPE_CHECKING:
@@ -45,17 +45,23 @@ REFINED = 1e-9  # of a derivative's error
 
 @dataclass(frozen=True)
 class Newton(RowSolver):
-    r"""A separable regularizer over {l <= y <= u, A y = b, G y <= h}, a compiled loop an instance.
+    r"""A separable regularizer over {y : l <= (y, z) <= u, A (y, z) = b, G (y, z) <= h for some z}.
+
+    A compiled loop an instance; z are auxiliary variables, if there are any.
 
     For multipliers v of the rows the maximiser is phi' inverted at s - R'v and clipped to the
     bounds. v minimises a convex dual, by a semismooth Newton method whose matrices R D R' share one
     order of elimination. For `Euclidean` an interior-point method on the same matrices takes over
     where peaked scores make it slow, and says which rows bind where multipliers are not unique;
-    then a step onto these rows leaves rounding alone. What is not proven at the end goes to
-    `Clarabel` or `Cvxpy`, one instance at a time.
+    then a step onto these rows leaves rounding alone.
+
+    With auxiliary variables, on which the objective does not depend, the interior point begins, for
+    every regularizer, and Newton's method on the rows that bind ends: it takes the proximal point
+    method's steps in z. What is not proven at the end goes to `Clarabel` or `Cvxpy`, one instance
+    at a time.
 
     Args:
-        max_steps: Newton steps an instance, before the others take it.
+        max_steps: steps an instance, before the others take it.
 
     Example:
         >>> import torch
@@ -69,6 +75,8 @@ class Newton(RowSolver):
         Li, Sun and Toh, "On the efficient computation of a generalized Jacobian of the projector
         over the Birkhoff polytope" (2020).
         Mehrotra, "On the implementation of a primal-dual interior point method" (1992).
+        Pougkakiotis and Gondzio, "An interior point-proximal method of multipliers for convex
+        quadratic programming" (2021).
     """
 
     max_steps: int = 300
@@ -79,13 +87,13 @@ class Newton(RowSolver):
     accelerated: ClassVar[type[Road] | None] = BatchedNewton
 
     def lacks(self, polytope: Polytope, regularizer: Regularizer | None) -> str:
-        """It takes rows without auxiliary variables."""
+        """It takes rows that can be factored."""
         lack = super().lacks(polytope, regularizer)
         if lack:
             return lack
         form = known_rows(polytope)
         if form is not None and not fits(form):
-            return f"{self.name} takes no auxiliary variables, nor dense rows by the thousand."
+            return f"{self.name} takes no dense rows by the thousand."
         return ""
 
     def solve(self, problem: Problem) -> Solution:
@@ -101,7 +109,7 @@ class Newton(RowSolver):
             tensor(found.value).reshape(shape),
             tensor(found.status),
             tensor(found.steps),
-            gap=tensor(found.gap) if sure.all() else None,
+            gap=tensor(found.gap) if sure.all() and np.isfinite(found.gap).all() else None,
             objective=tensor(found.objective),
             gradient=tensor(found.gradient).reshape(shape),
             duals=_duals(local, found) if sure.all() else None,
@@ -119,17 +127,17 @@ class Newton(RowSolver):
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """What the kernel says of a batch, n instances of d parts."""
+    """What a kernel says of a batch, n instances of d parts, m variables (parts first) and rows."""
 
     value: np.ndarray  # (n, d)
-    slope: np.ndarray  # (n, d), s - R'v
-    gradient: np.ndarray  # (n, d), that clipped to the bounds
+    gradient: np.ndarray  # (n, d), s - R'v clipped to the bounds' slopes
+    beyond: np.ndarray  # (n, m), s - R'v less that
     multiplier: np.ndarray  # (n, rows)
-    state: np.ndarray  # (n, d)
+    state: np.ndarray  # (n, m)
     tight: np.ndarray  # (n, rows)
     clear: np.ndarray  # (n,)
     steps: np.ndarray  # (n,)
-    gap: np.ndarray  # (n,)
+    gap: np.ndarray  # (n,), infinite where an auxiliary variable's range is not known
     status: np.ndarray  # (n,)
     objective: np.ndarray  # (n,)
 
@@ -140,27 +148,23 @@ class _Found:
 
 
 def _found(problem: Problem, max_steps: int) -> _Found:
-    from spigot.polytopes.kernels.row_newton import Box, project
+    from spigot.polytopes.kernels.row_lifted import project_lifted
+    from spigot.polytopes.kernels.row_newton import project
 
     form, regularizer = batch_form(problem), cast(Separable, problem.regularizer)
-    system, curve = row_system(form), _curve(regularizer)
-    limits = np.atleast_2d(np.concatenate([form.b, form.h], axis=-1))
-    domain = regularizer.domain
-    bounds = (np.atleast_2d(bound[..., form.columns]) for bound in (form.lower, form.upper))
-    lower, upper = (np.ascontiguousarray(bound.clip(*domain) + 0.0) for bound in bounds)
-    least, most = (regularizer.gradient(tensor(bound)).numpy() for bound in (lower, upper))
+    system, box = row_system(form), _box(form, regularizer)
     scores, keep = contiguous(problem.flat_scores), _keep(problem)
-    (n, d), rows = scores.shape, limits.shape[1]
-    value, slope = np.zeros((n, d)), np.zeros((n, d))
+    (n, d), rows, m = scores.shape, len(system.low), form.variables
+    value, slope, state = np.zeros((n, m)), np.zeros((n, m)), np.zeros((n, m), np.int8)
     multiplier, excess = np.zeros((n, rows)), np.zeros((n, rows))
-    state, tight, clear = np.zeros((n, d), np.int8), np.zeros((n, rows), bool), np.zeros(n, bool)
+    tight, clear = np.zeros((n, rows), bool), np.zeros(n, bool)
     steps, error, objective = np.zeros(n, np.int64), np.zeros(n), np.zeros(n)
     over_instances(
-        project,
+        project if m == d else project_lifted,
         n,
         system,
-        curve,
-        Box(np.ascontiguousarray(limits), lower, upper, least, most),
+        _curve(regularizer),
+        box,
         scores,
         keep,
         max_steps,
@@ -175,17 +179,23 @@ def _found(problem: Problem, max_steps: int) -> _Found:
         error,
         objective,
     )
-    gap = np.abs(multiplier * excess).sum(1)
-    broken = np.where(system.low < 0, np.abs(excess), np.maximum(excess, 0.0)) / (1 + np.abs(limits))
+    gradient = np.clip(slope[:, :d], box.least, box.most)
+    gradient = np.where(keep, gradient, 0.0) if len(keep) else gradient
+    beyond = slope.copy()
+    beyond[:, :d] -= gradient
+    stray = _stray(box, beyond, state, d)
+    gap = np.abs(multiplier * excess).sum(1) + stray.sum(1)
+    broken = np.where(system.low < 0, np.abs(excess), np.maximum(excess, 0.0)) / (1 + np.abs(box.limit))
+    outside = np.maximum(box.lower[:, d:] - value[:, d:], value[:, d:] - box.upper[:, d:])
     good = (
         (error <= ACCURATE)
-        & (broken.max(1, initial=0.0) <= FEASIBLE)
-        & (gap <= CERTIFIED * (1 + np.abs((scores * value).sum(1))))
+        & (np.maximum(broken.max(1, initial=0.0), outside.max(1, initial=0.0)) <= FEASIBLE)
+        & (np.where(np.isfinite(gap), gap, 0.0) <= CERTIFIED * (1 + np.abs(_inner(scores, value))))
     )
     return _Found(
-        value,
-        slope,
-        np.clip(slope, least, most) if not len(keep) else np.where(keep, np.clip(slope, least, most), 0),
+        value[:, :d],
+        gradient,
+        beyond,
         multiplier,
         state,
         tight,
@@ -195,6 +205,37 @@ def _found(problem: Problem, max_steps: int) -> _Found:
         np.where(good, int(Status.CONVERGED), int(Status.INACCURATE)),
         objective,
     )
+
+
+def _inner(scores: np.ndarray, value: np.ndarray) -> np.ndarray:  # (n,)
+    return (scores * value[:, : scores.shape[1]]).sum(1)
+
+
+def _stray(box: Any, beyond: np.ndarray, state: np.ndarray, d: int) -> np.ndarray:  # (n, m - d)
+    """What is left of auxiliary variables' slopes where no bound answers for it, times their ranges."""
+    from spigot.polytopes.kernels.row_newton import BETWEEN, LOWER, UPPER
+
+    slope, ends = beyond[:, d:], state[:, d:]
+    wrong = np.where(ends == LOWER, np.maximum(slope, 0.0), np.abs(slope) * (ends == BETWEEN))
+    wrong = np.where(ends == UPPER, np.maximum(-slope, 0.0), wrong)
+    span = box.upper[:, d:] - box.lower[:, d:]
+    return np.multiply(wrong, span, out=np.zeros_like(wrong), where=wrong > 0)
+
+
+def _box(form: Canonical, regularizer: Separable) -> Any:
+    """The limits, variables in order; parts' bounds within the regularizer's domain."""
+    from spigot.polytopes.kernels.row_newton import Box
+
+    d, order = len(form.columns), ordered(form)
+    limits = np.atleast_2d(np.concatenate([form.b, form.h], axis=-1))
+    lower, upper = (np.atleast_2d(bound[..., order]) + 0.0 for bound in (form.lower, form.upper))
+    for bound in (lower, upper):
+        bound[:, :d] = bound[:, :d].clip(*regularizer.domain) + 0.0
+    least, most = (
+        regularizer.gradient(tensor(np.ascontiguousarray(bound[:, :d]))).numpy()
+        for bound in (lower, upper)
+    )
+    return Box(*(np.ascontiguousarray(array) for array in (limits, lower, upper, least, most)))
 
 
 def _curve(regularizer: Separable) -> Any:
@@ -223,10 +264,10 @@ def _rows(form: Canonical) -> Rows:
 
 
 def _stacked(form: Canonical, on_rows: np.ndarray, below: np.ndarray, above: np.ndarray) -> np.ndarray:
-    """Values of rows `(n, rows)` and of parts' bounds `(n, d)` in the order of the stacked rows."""
+    """Values of rows `(n, rows)` and of variables' bounds `(n, m)` in the order of the stacked rows."""
     shape = (len(on_rows), form.variables)
     lower, upper = np.zeros(shape, below.dtype), np.zeros(shape, above.dtype)
-    lower[:, form.columns], upper[:, form.columns] = below, above
+    lower[:, ordered(form)], upper[:, ordered(form)] = below, above
     pieces = [on_rows, lower[:, np.isfinite(form.lower)], upper[:, np.isfinite(form.upper)]]
     return np.concatenate(pieces, axis=1)
 
@@ -240,14 +281,19 @@ def _faces(problem: Problem, found: _Found) -> tuple[Face, ...]:
         return tuple(BindingFace(rows, own) for own in binding)
     faces: list[Face] = []
     for i, kept, _, form in instances(problem):
-        own = slice(i, i + 1)
-        binding = _stacked(form, found.tight[own], below[own, kept], above[own, kept])
+        own, used = slice(i, i + 1), _used(kept, below.shape[1])
+        binding = _stacked(form, found.tight[own], below[own, used], above[own, used])
         faces.append(BindingFace(_rows(form), binding[0]))
     return tuple(faces)
 
 
+def _used(kept: np.ndarray, variables: int) -> np.ndarray:  # (m,)
+    """The variables that are left where only some parts are."""
+    return np.append(kept, np.ones(variables - len(kept), dtype=bool))
+
+
 def _ends(state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The parts at their lower and at their upper bounds."""
+    """The variables at their lower and at their upper bounds."""
     from spigot.polytopes.kernels.row_newton import GIVEN, LOWER, UPPER
 
     return (state == LOWER) | (state == GIVEN), (state == UPPER) | (state == GIVEN)
@@ -259,8 +305,7 @@ def _duals(problem: Problem, found: _Found) -> Tensor | None:
         return None
     form = batch_form(problem)
     form = form if form.b.ndim == 1 else form.instance(0)
-    beyond = found.slope - found.gradient
-    below, above = np.maximum(-beyond, 0.0), np.maximum(beyond, 0.0)
+    below, above = np.maximum(-found.beyond, 0.0), np.maximum(found.beyond, 0.0)
     return tensor(_stacked(form, found.multiplier, below, above))
 
 
@@ -294,12 +339,12 @@ def _pulled(
 
     regularizer = cast(Separable, problem.regularizer)
     system, keep = row_system(batch_form(problem)), _keep(problem)
-    (n, d), rows = grads.shape, len(system.low)
-    inside, loose = np.zeros((n, d), dtype=bool), np.zeros((n, rows), dtype=bool)
+    (n, d), rows, m = grads.shape, len(system.low), len(system.first) - 1
+    inside, loose = np.zeros((n, m), dtype=bool), np.zeros((n, rows), dtype=bool)
     for own, form, binding in _by_rows(faces):
-        parts = keep[own[0]] if len(keep) else np.ones(d, dtype=bool)  # of all these instances
+        kept = keep[own[0]] if len(keep) else np.ones(d, dtype=bool)  # of all these instances
         loose[own] = ~binding[:, :rows]
-        inside[np.ix_(own, parts)] = ~_bound(form, binding[:, rows:])
+        inside[np.ix_(own, _used(kept, m))] = ~_bound(form, binding[:, rows:])
     pulled, error = np.zeros((n, d)), np.zeros(n)
     curve = _curve(regularizer)
     over_instances(pull, n, system, curve, value, inside, loose, grads, pulled, error)
@@ -326,10 +371,10 @@ def _by_rows(
         )
 
 
-def _bound(form: Canonical, binding: np.ndarray) -> np.ndarray:  # (n, d)
-    """The parts that a bound holds."""
+def _bound(form: Canonical, binding: np.ndarray) -> np.ndarray:  # (n, m)
+    """The variables that a bound holds, parts first."""
     low, high = np.isfinite(form.lower), np.isfinite(form.upper)
     held = np.zeros((len(binding), form.variables), dtype=bool)
     held[:, low] |= binding[:, : int(low.sum())]
     held[:, high] |= binding[:, int(low.sum()) :]
-    return held[:, form.columns]
+    return held[:, ordered(form)]

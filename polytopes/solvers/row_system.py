@@ -12,7 +12,7 @@ from spigot.polytopes.elimination_order import least_fill
 from spigot.polytopes.kernels.elimination import System, pairs_of
 from spigot.polytopes.kernels.laplacian import Pattern, pattern_of
 
-__all__ = ["DENSE_ROWS", "fits", "row_system"]
+__all__ = ["DENSE_ROWS", "fits", "ordered", "row_system"]
 
 FEW_ROWS = 64  # that many are factored dense, whatever their pattern,
 SHARE = 0.4  # and those of which one part meets this share,
@@ -22,9 +22,7 @@ PAIRS = 10_000_000  # of rows that meet in a part
 
 
 def fits(form: Canonical) -> bool:
-    """Whether the form has no auxiliary variables, and rows that can be factored."""
-    if form.variables > len(form.columns):
-        return False
+    """Whether the form's rows can be factored."""
     rows, meeting = form.A.shape[0] + form.G.shape[0], _meeting(form)
     if rows <= FEW_ROWS:
         return True
@@ -44,15 +42,22 @@ def _fills(rows: int, meeting: np.ndarray) -> bool:
 
 
 def row_system(form: Canonical) -> System:
-    """The rows over the parts in the event's order, equations first; kept with the form."""
+    """The rows, equations first, over the variables in `ordered`; kept with the form."""
     if "row system" not in form.scratch:
         form.scratch["row system"] = _made(form)
     return form.scratch["row system"]
 
 
+def ordered(form: Canonical) -> np.ndarray:  # (variables,)
+    """The columns of the parts in the event's order, and after them those of auxiliary variables."""
+    rest = np.ones(form.variables, dtype=bool)
+    rest[form.columns] = False
+    return np.concatenate([form.columns, np.flatnonzero(rest)])
+
+
 def _rows(form: Canonical) -> Any:
     sp = library("scipy.sparse")
-    rows = sp.vstack([form.A, form.G], format="csr")[:, form.columns].tocsr()
+    rows = sp.vstack([form.A, form.G], format="csr")[:, ordered(form)].tocsr()
     rows.sum_duplicates()
     rows.eliminate_zeros()
     rows.sort_indices()
