@@ -1,9 +1,10 @@
 """Best dependency trees: Tarjan's algorithm in its dense O(n^2) form.
 
-A path of words grows backwards: the word (or contracted set of words) at its end picks its best
-incoming arc, whose source joins the path, until a source is attached to the root already. A source
-on the path itself closes a cycle, which is contracted: its incoming arcs are reduced by the price of
-the arc that each member had picked, and the best one of every source is kept.
+Every word's best head is found first, in one pass over the scores; most words keep it. A path of words
+grows backwards: the source of the arc into the word (or contracted set of words) at its end joins the
+path, until a source is attached to the root already. A source on the path itself closes a cycle, which
+is contracted: its members' incoming arcs are reduced by the price of the arc that each had picked, the
+best one of every source is kept, and the best of these is picked. Only sets have a row of such arcs.
 
 For one root arc only, weights are ordered first by the number of root arcs. No cycle holds a root
 arc, so that order stays the plain one among other arcs: a set picks a root arc only where no other
@@ -16,80 +17,175 @@ References:
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from spigot.polytopes.kernels.compiled import kernel
 
-__all__ = ["best_trees", "contract", "load"]
+__all__ = ["Forest", "best_trees", "contract", "expand", "forest"]
 
 Array = np.ndarray
 
 
+class Forest(NamedTuple):
+    """What `contract` finds, and where it works. Node v < m is a word, node v >= m a set of nodes."""
+
+    parent: Array  # (2n,), int32: the set that a node was contracted into, -1 for none
+    source: Array  # (2n,), int32: its arc: where from, m for the root,
+    entered: Array  # (2n,), int32: into which word,
+    price: Array  # (2n,): at which reduced weight
+    weights: Array  # (n, n + 1): a set's arcs from every source, in the row of its first word
+    target: Array  # (n, n + 1), int32: the words that they enter
+    owner: Array  # (n,), int32: the outermost set that a word is in
+    first: Array  # (2n,), int32: a node's words are a list: its first,
+    last: Array  # (2n,), int32: its last,
+    after: Array  # (n,), int32: and what comes after each
+    path: Array  # (n,), int32
+    place: Array  # (2n,), int32: where on the path a node is, -1 for nowhere
+    attached: Array  # (n,), bool
+
+
 @kernel
-def load(scores: Array, m: int, weights: Array, target: Array) -> None:
-    """`weights[dependent, source]` and the dependent each arc enters; source m is the root."""
+def forest(n: int) -> Forest:
+    """Room for n words."""
+    return Forest(
+        np.empty(2 * n, np.int32),
+        np.empty(2 * n, np.int32),
+        np.empty(2 * n, np.int32),
+        np.empty(2 * n),
+        np.empty((n, n + 1)),
+        np.empty((n, n + 1), np.int32),
+        np.empty(n, np.int32),
+        np.empty(2 * n, np.int32),
+        np.empty(2 * n, np.int32),
+        np.empty(n, np.int32),
+        np.empty(n, np.int32),
+        np.empty(2 * n, np.int32),
+        np.empty(n, np.bool_),
+    )
+
+
+@kernel
+def _own_heads(scores: Array, m: int, single_root: bool, price: Array, source: Array) -> None:
+    """Each word's best head, the first of several; -1 where it has none."""
+    for d in range(m):
+        price[d] = -np.inf
+        source[d] = -1
     for h in range(m):
         for d in range(m):
-            weights[d, h] = scores[h, d]
+            better = (scores[h, d] > price[d]) & (d != h)
+            price[d] = scores[h, d] if better else price[d]
+            source[d] = h if better else source[d]
     for d in range(m):
-        weights[d, m] = weights[d, d]
-        weights[d, d] = -np.inf
-        for h in range(m + 1):
-            target[d, h] = d
+        if scores[d, d] > price[d] and not (single_root and source[d] >= 0):
+            price[d], source[d] = scores[d, d], m
 
 
 @kernel
-def _best_source(weights: Array, m: int, single_root: bool) -> int:
-    """The first best source of a row; -1 where no arc is left."""
+def _best_source(weights: Array, row: int, m: int, single_root: bool) -> int:
+    """The first best source of a set's row; -1 where no arc is left."""
     best = -1
     value = -np.inf
     for h in range(m):
-        if weights[h] > value:
-            value = weights[h]
+        if weights[row, h] > value:
+            value = weights[row, h]
             best = h
-    if weights[m] > value and not (single_root and best >= 0):
+    if weights[row, m] > value and not (single_root and best >= 0):
         best = m
     return best
 
 
 @kernel
-def _merge(weights: Array, target: Array, m: int, into: int, other: int, price: float) -> None:
-    """The better of two rows' arcs from each source, those of `other` reduced by its price."""
-    for h in range(m + 1):
-        value = weights[other, h] - price
-        if value > weights[into, h]:
-            weights[into, h] = value
-            target[into, h] = target[other, h]
+def _merge_word(
+    scores: Array, m: int, word: int, price: float, weights: Array, target: Array, into: int
+) -> None:
+    """A word's arcs, reduced by its price, into a set's row where they are better."""
+    for h in range(m):
+        value = scores[h, word] - price
+        better = (value > weights[into, h]) & (h != word)
+        weights[into, h] = value if better else weights[into, h]
+        target[into, h] = word if better else target[into, h]
+    value = scores[word, word] - price
+    if value > weights[into, m]:
+        weights[into, m], target[into, m] = value, word
 
 
 @kernel
-def contract(
+def _merge_set(m: int, other: int, price: float, weights: Array, target: Array, into: int) -> None:
+    """The arcs of a set in the row `other`."""
+    for h in range(m + 1):
+        value = weights[other, h] - price
+        better = value > weights[into, h]
+        weights[into, h] = value if better else weights[into, h]
+        target[into, h] = target[other, h] if better else target[into, h]
+
+
+@kernel
+def _close(
+    scores: Array,
+    m: int,
+    low: int,
+    depth: int,
+    node: int,
+    path: Array,
+    parent: Array,
+    price: Array,
     weights: Array,
     target: Array,
-    m: int,
-    single_root: bool,
-    row: Array,
-    parent: Array,
-    source: Array,
-    entered: Array,
-    price: Array,
     owner: Array,
-    path: Array,
-    place: Array,
-    attached: Array,
-) -> int:
+    first: Array,
+    last: Array,
+    after: Array,
+) -> None:
+    """Contracts the path from `low` on to a new node."""
+    into: int = first[path[low]]
+    if path[low] < m:
+        for h in range(m + 1):
+            weights[into, h] = -np.inf
+    else:
+        cost: float = price[path[low]]
+        for h in range(m + 1):
+            weights[into, h] -= cost
+    end = -1
+    for j in range(low, depth):
+        member: int = path[j]
+        begin: int = first[member]
+        if member < m:
+            _merge_word(scores, m, member, price[member], weights, target, into)
+        elif j > low:
+            _merge_set(m, begin, price[member], weights, target, into)
+        parent[member] = node
+        if end >= 0:
+            after[end] = begin
+        end = last[member]
+    first[node], last[node] = into, end
+    x = into
+    while True:
+        weights[into, x] = -np.inf
+        owner[x] = node
+        if x == end:
+            break
+        x = after[x]
+
+
+@kernel
+def contract(scores: Array, m: int, single_root: bool, f: Forest) -> int:
     """Picks an arc into every word and every contracted set; how many of these there are.
 
-    Node v < m is a word; node v >= m is the set of the nodes whose `parent` it is. `source[v]`,
-    `entered[v]` and `price[v]` are its arc: where from, into which word, and at which reduced weight.
-    `weights` and `target` are used up. Returns 0 where no tree exists.
+    `scores` are [head, dependent], the root's arcs on the diagonal, -inf where an arc is excluded.
+    Returns 0 where no tree exists.
     """
+    parent, source, entered, price, weights, target, owner, first, last, after, path, place, attached = f
+    _own_heads(scores, m, single_root, price, source)
     count = m
     roots = 0
     for v in range(m):
-        row[v] = v
         parent[v] = -1
+        entered[v] = v
         owner[v] = v
+        first[v] = v
+        last[v] = v
         place[v] = -1
         attached[v] = False
     for start in range(m):
@@ -100,13 +196,9 @@ def contract(
         place[v] = 0
         depth = 1
         while True:
-            r = row[v]
-            u = _best_source(weights[r], m, single_root)
+            u: int = source[v]
             if u < 0:
                 return 0
-            source[v] = u
-            entered[v] = target[r, u]
-            price[v] = weights[r, u]
             if u == m or attached[u]:
                 roots += u == m
                 break
@@ -117,45 +209,42 @@ def contract(
                 depth += 1
                 v = w
                 continue
-            low = place[w]
-            into: int = row[w]
-            for h in range(m + 1):
-                weights[into, h] -= price[w]
-            for j in range(low + 1, depth):
-                member: int = path[j]
-                other: int = row[member]
-                cost: float = price[member]
-                _merge(weights, target, m, into, other, cost)
-            for j in range(low, depth):
-                parent[path[j]] = count
-            for x in range(m):
-                if place[owner[x]] >= low:
-                    weights[into, x] = -np.inf
-                    owner[x] = count
+            low: int = place[w]
+            _close(
+                scores, m, low, depth, count, path, parent, price, weights, target, owner, first, last,
+                after,
+            )  # fmt: skip
             v = count
             count += 1
-            row[v] = into
+            into: int = first[v]
+            best = _best_source(weights, into, m, single_root)
+            if best >= 0:
+                price[v], entered[v] = weights[into, best], target[into, best]
+            source[v] = best
             parent[v] = -1
             path[low] = v
             place[v] = low
             depth = low + 1
-        for x in range(m):
-            if place[owner[x]] >= 0:
-                attached[x] = True
         for j in range(depth):
-            place[path[j]] = -1
+            v = path[j]
+            x: int = first[v]
+            attached[x] = True
+            while x != last[v]:
+                x = after[x]
+                attached[x] = True
+            place[v] = -1
     return 0 if single_root and roots > 1 else count
 
 
 @kernel
-def expand(m: int, count: int, parent: Array, source: Array, entered: Array) -> None:
+def expand(m: int, count: int, f: Forest) -> None:
     """From the arc into a set to arcs into its members, largest sets first: heads in `source[:m]`."""
     for v in range(count - 1, m - 1, -1):
-        x = entered[v]
-        while parent[x] != v:
-            x = parent[x]
-        source[x] = source[v]
-        entered[x] = entered[v]
+        x = f.entered[v]
+        while f.parent[x] != v:
+            x = f.parent[x]
+        f.source[x] = f.source[v]
+        f.entered[x] = f.entered[v]
 
 
 @kernel
@@ -166,40 +255,23 @@ def best_trees(
     lengths: Array,
     single_root: bool,
     out: Array,
-    found: Array,
+    value: Array,
 ) -> None:
-    """The best tree of each instance into the zeros of `out`; `found` says whether there is one.
+    """The best tree of each instance into the zeros of `out`; its score, -inf where there is none.
 
     `scores` and `out` are `(N, n, n)`, [head, dependent], the root's arcs on the diagonal, -inf where
     an arc is excluded.
     """
-    n = scores.shape[1]
-    weights = np.empty((n, n + 1))
-    target = np.empty((n, n + 1), np.int32)
-    row, parent, source = np.empty(2 * n, np.int32), np.empty(2 * n, np.int32), np.empty(2 * n, np.int32)
-    entered, price = np.empty(2 * n, np.int32), np.empty(2 * n)
-    owner, path = np.empty(n, np.int32), np.empty(n, np.int32)
-    place, attached = np.empty(2 * n, np.int32), np.empty(n, np.bool_)
+    f = forest(scores.shape[1])
     for i in range(first, last):
-        m = lengths[i]
-        load(scores[i], m, weights, target)
-        count = contract(
-            weights,
-            target,
-            m,
-            single_root,
-            row,
-            parent,
-            source,
-            entered,
-            price,
-            owner,
-            path,
-            place,
-            attached,
-        )
-        found[i] = count > 0
+        m: int = lengths[i]
+        count = contract(scores[i], m, single_root, f)
+        value[i] = -np.inf
         if count > 0:
-            expand(m, count, parent, source, entered)
+            expand(m, count, f)
+            total = 0.0
             for d in range(m):
-                out[i, d if source[d] == m else source[d], d] = 1.0
+                h: int = d if f.source[d] == m else f.source[d]
+                out[i, h, d] = 1.0
+                total += scores[i, h, d]
+            value[i] = total

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spigot.polytopes.kernels.arborescence import contract, expand, load
+from spigot.polytopes.kernels.arborescence import contract, expand, forest
 from spigot.polytopes.kernels.compiled import kernel
 
 __all__ = ["best_k_trees"]
@@ -17,15 +17,15 @@ Array = np.ndarray
 
 
 @kernel
-def _restrict(weights: Array, m: int, heads: Array, fixed: int, forbidden: Array) -> None:
-    """The first words keep their heads, the next one loses the forbidden ones."""
-    for d in range(fixed):
-        for h in range(m + 1):
-            if h != heads[d]:
-                weights[d, h] = -np.inf
-    for h in range(m + 1):
-        if forbidden[h]:
-            weights[fixed, h] = -np.inf
+def _restrict(
+    scores: Array, m: int, heads: Array, fixed: int, forbidden: Array, restricted: Array
+) -> None:
+    """Scores where the first words keep their heads and the next one loses the forbidden ones."""
+    for h in range(m):
+        for d in range(m):
+            head = m if h == d else h
+            excluded = (d < fixed and head != heads[d]) or (d == fixed and forbidden[head])
+            restricted[h, d] = -np.inf if excluded else scores[h, d]
 
 
 @kernel
@@ -43,11 +43,7 @@ def best_k_trees(
     `scores` as for `best_trees`.
     """
     k, n = out.shape[0], scores.shape[1]
-    weights, target = np.empty((n, n + 1)), np.empty((n, n + 1), np.int32)
-    row, parent, source = np.empty(2 * n, np.int32), np.empty(2 * n, np.int32), np.empty(2 * n, np.int32)
-    entered, price = np.empty(2 * n, np.int32), np.empty(2 * n)
-    owner, path = np.empty(n, np.int32), np.empty(n, np.int32)
-    place, attached = np.empty(2 * n, np.int32), np.empty(n, np.bool_)
+    restricted, f = np.empty((n, n)), forest(n)
     most = k * n + 1
     heads, forbidden = np.empty((most, n), np.int32), np.empty((most, n + 1), np.bool_)
     fixed, value = np.empty(most, np.int64), np.empty(most)
@@ -59,30 +55,15 @@ def best_k_trees(
         begin = 0
         while True:
             for part in range(begin, count):  # solve the new parts
-                load(scores[i], m, weights, target)
-                _restrict(weights, m, heads[part], fixed[part], forbidden[part])
-                nodes = contract(
-                    weights,
-                    target,
-                    m,
-                    single_root,
-                    row,
-                    parent,
-                    source,
-                    entered,
-                    price,
-                    owner,
-                    path,
-                    place,
-                    attached,
-                )
+                _restrict(scores[i], m, heads[part], fixed[part], forbidden[part], restricted)
+                nodes = contract(restricted, m, single_root, f)
                 value[part] = -np.inf
                 if nodes > 0:
-                    expand(m, nodes, parent, source, entered)
+                    expand(m, nodes, f)
                     value[part] = 0.0
                     for d in range(m):
-                        heads[part, d] = source[d]
-                        value[part] += scores[i, d if source[d] == m else source[d], d]
+                        heads[part, d] = f.source[d]
+                        value[part] += scores[i, d if f.source[d] == m else f.source[d], d]
             best = np.argmax(value[:count])
             if value[best] == -np.inf:
                 break

@@ -233,13 +233,14 @@ def _shift(scores: Array, m: int, single_root: bool, shifts: Array) -> float:
 def linear_marginals(
     first: int,
     last: int,
+    rows: Array,
     scores: Array,
     lengths: Array,
     single_root: bool,
     out: Array,
     log_total: Array,
 ) -> None:
-    """Marginals of every arc into the zeros of `out`, and log Z; NaN where logs are needed.
+    """Marginals of these rows into the zeros of `out`, and log Z; NaN where logs are needed.
 
     `scores` and `out` are `(N, n, n)`, [head, dependent], the root's arcs on the diagonal, -inf where
     an arc is excluded. Every instance has a tree.
@@ -251,7 +252,8 @@ def linear_marginals(
     reach = np.empty((64, n))
     low, high, level = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
     shifts = np.empty(n)
-    for i in range(first, last):
+    for row in range(first, last):
+        i: int = rows[row]
         m = lengths[i]
         common = _shift(scores[i], m, single_root, shifts)
         offset = common
@@ -296,6 +298,7 @@ def linear_marginals(
 def linear_derivatives(
     first: int,
     last: int,
+    rows: Array,
     scores: Array,
     directions: Array,
     lengths: Array,
@@ -303,7 +306,7 @@ def linear_derivatives(
     out: Array,
     fits: Array,
 ) -> None:
-    """The marginals' derivative along `directions` into the zeros of `out`, by a complex step.
+    """The derivative of these rows along `directions` into the zeros of `out`, by a complex step.
 
     It is the Hessian of log Z times the direction, so also the vector-Jacobian product. `fits` says
     whether the numbers' range sufficed.
@@ -317,7 +320,8 @@ def linear_derivatives(
     reach = np.empty((64, n), np.complex128)
     low, high, level = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
     shifts = np.empty(n)
-    for i in range(first, last):
+    for row in range(first, last):
+        i: int = rows[row]
         m = lengths[i]
         common = _shift(scores[i], m, single_root, shifts)
         largest = 0.0

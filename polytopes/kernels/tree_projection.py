@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spigot.polytopes.kernels.arborescence import contract, load
+from spigot.polytopes.kernels.arborescence import contract, forest
 from spigot.polytopes.kernels.compiled import kernel
 from spigot.polytopes.kernels.cut_prices import Columns, Trial, curvature, heads, minimise, solve
 from spigot.polytopes.kernels.separation import Cuts, Network, Use, join, separate
@@ -94,11 +94,7 @@ def project_trees(
     `binding` `(N,)` how many. `steps` `(N,)` are Newton's, -1 where they did not converge.
     """
     n, most = scores.shape[1], found.shape[1]
-    weights, target = np.empty((n, n + 1)), np.empty((n, n + 1), np.int32)
-    row, parent = np.empty(2 * n, np.int32), np.empty(2 * n, np.int32)
-    source, entered = np.empty(2 * n, np.int32), np.empty(2 * n, np.int32)
-    paid, owner, path = np.empty(2 * n), np.empty(n, np.int32), np.empty(n, np.int32)
-    place, attached = np.empty(2 * n, np.int32), np.empty(n, np.bool_)
+    f = forest(n)
     columns = Columns(
         np.empty((n, n)), np.empty(n, np.bool_), np.empty((n, n), np.int32), np.empty(n, np.int32),
         np.empty(n), np.empty(most, np.int32),
@@ -127,12 +123,8 @@ def project_trees(
             heads(columns, d, m, cuts, cuts.price, 0, 0.0, use)
             used += use.size[d]
         if used < PEAKED * m:
-            load(scores[i], m, weights, target)
-            nodes = contract(
-                weights, target, m, single_root, row, parent, source, entered, paid, owner, path, place,
-                attached,
-            )  # fmt: skip
-            count = _contracted(m, nodes, parent, paid, single_root, cuts)
+            nodes = contract(scores[i], m, single_root, f)
+            count = _contracted(m, nodes, f.parent, f.price, single_root, cuts)
         steps[i] = 0
         done = False
         for rounds in range(ROUNDS):

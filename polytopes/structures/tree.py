@@ -253,8 +253,7 @@ class BestTree(Road):
 
     def solve(self, problem: Problem) -> Solution:
         """A tree each."""
-        value = tree_sums.best(problem, _arcs(problem, checked=False))
-        return Solution.closed_form(value, (problem.scores * value).sum((1, 2)))
+        return tree_sums.best(problem, _arcs(problem, checked=False))
 
 
 @rule(Arborescence, Euclidean)
@@ -314,7 +313,7 @@ class BatchedMatrixTree(Road):
 
 @rule(Arborescence, Gibbs)
 class MatrixTree(Road):
-    """The matrix-tree theorem by elimination without a subtraction."""
+    """The matrix-tree theorem: by an inverse, or by elimination without a subtraction."""
 
     name = "matrix-tree theorem"
     cost = "O(n^3)"
@@ -325,6 +324,11 @@ class MatrixTree(Road):
     def solve(self, problem: Problem) -> Solution:
         """Marginals and log Z."""
         return Solution.closed_form(*tree_sums.marginals(_arcs(problem)))
+
+    def conjugate(self, problem: Problem) -> Solution:
+        """log Z alone, a third of the work."""
+        log_z = tree_sums.log_partition(_arcs(problem))
+        return Solution.closed_form(log_z.new_empty(len(log_z), 0), log_z)
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
         """The Hessian of log Z, which is symmetric, times grad."""

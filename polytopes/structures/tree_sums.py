@@ -8,16 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spigot.polytopes.arrays import contiguous, rows_where, tensor
+from spigot.polytopes.arrays import contiguous, tensor
 from spigot.polytopes.kernels.arborescence import best_trees
 from spigot.polytopes.kernels.k_arborescences import best_k_trees
+from spigot.polytopes.kernels.laplacian_inverse import (
+    inverse_derivatives,
+    inverse_marginals,
+    log_totals,
+)
 from spigot.polytopes.kernels.log_matrix_tree import log_marginals
 from spigot.polytopes.kernels.matrix_tree import linear_derivatives, linear_marginals
 from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.kernels.wilson import sample_trees
-from spigot.polytopes.problem import Problem
+from spigot.polytopes.problem import Problem, Solution
 
-__all__ = ["Arcs", "arcs_of", "best", "derivative", "k_best", "marginals", "sample"]
+__all__ = ["Arcs", "arcs_of", "best", "derivative", "k_best", "log_partition", "marginals", "sample"]
 
 WALK = 10_000  # steps that Wilson's algorithm may always take
 
@@ -47,39 +52,59 @@ def arcs_of(problem: Problem, single_root: bool, checked: bool = True) -> Arcs:
     return arcs
 
 
-def best(problem: Problem, arcs: Arcs) -> Tensor:  # (N, n, n)
+def best(problem: Problem, arcs: Arcs) -> Solution:
     """The best trees.
 
     Raises:
         NoStructure: the masks leave an instance without a tree.
     """
-    out = np.zeros_like(arcs.scores)
-    found = np.ones(len(out), dtype=bool)
-    over_instances(best_trees, len(out), *arcs, out, found)
-    if not found.all():
-        raise problem.no_structure(rows_where(tensor(~found)))
-    return tensor(out)
+    out, value = np.zeros_like(arcs.scores), np.empty(len(arcs.scores))
+    over_instances(best_trees, len(out), *arcs, out, value)
+    none = np.flatnonzero(value == -np.inf)
+    if len(none):
+        raise problem.no_structure(none.tolist())
+    return Solution.closed_form(tensor(out), tensor(value))
 
 
 def marginals(arcs: Arcs) -> tuple[Tensor, Tensor]:  # (N, n, n), (N,)
-    """Marginals and log Z: in plain numbers where they suffice, in logarithms elsewhere."""
-    out = np.zeros_like(arcs.scores)
-    log_total = np.empty(len(out))
-    over_instances(linear_marginals, len(out), *arcs, out, log_total)
-    left = np.flatnonzero(np.isnan(log_total))
+    """Marginals and log Z: by an inverse where it suffices, without a subtraction elsewhere."""
+    out, total = np.zeros_like(arcs.scores), np.full(len(arcs.scores), np.nan)
+    if not arcs.single_root:
+        over_instances(inverse_marginals, len(out), arcs.scores, arcs.lengths, out, total)
+    _without_subtraction(arcs, out, total)
+    return tensor(out), tensor(total)
+
+
+def log_partition(arcs: Arcs) -> Tensor:  # (N,)
+    """log Z alone."""
+    total = np.full(len(arcs.scores), np.nan)
+    if not arcs.single_root:
+        over_instances(log_totals, len(total), arcs.scores, arcs.lengths, total)
+    if np.isnan(total).any():
+        _without_subtraction(arcs, np.zeros_like(arcs.scores), total)
+    return tensor(total)
+
+
+def _without_subtraction(arcs: Arcs, out: np.ndarray, total: np.ndarray) -> None:
+    """The rows whose log Z is NaN: in plain numbers where they suffice, in logarithms elsewhere."""
+    left = np.flatnonzero(np.isnan(total))
     if len(left):
-        still = np.zeros_like(out)
-        _in_logs(left, arcs, still, out, np.empty_like(out), log_total)
-    return tensor(out), tensor(log_total)
+        over_instances(linear_marginals, len(left), left, *arcs, out, total)
+        left = left[np.isnan(total[left])]
+    if len(left):
+        _in_logs(left, arcs, np.zeros_like(out), out, np.empty_like(out), total)
 
 
 def derivative(arcs: Arcs, direction: Tensor) -> Tensor:  # (N, n, n)
     """The marginals' derivative along a direction of their own dtype."""
     along = contiguous(direction)
-    out = np.zeros_like(arcs.scores)
-    fits = np.ones(len(out), dtype=bool)
-    over_instances(linear_derivatives, len(out), arcs.scores, along, *arcs[1:], out, fits)
+    out, fits = np.zeros_like(arcs.scores), np.zeros(len(arcs.scores), dtype=bool)
+    if not arcs.single_root:
+        over_instances(inverse_derivatives, len(out), arcs.scores, along, arcs.lengths, out, fits)
     left = np.flatnonzero(~fits)
+    if len(left):
+        over_instances(linear_derivatives, len(left), left, arcs.scores, along, *arcs[1:], out, fits)
+        left = left[~fits[left]]
     if len(left):
         _in_logs(left, arcs, along, np.empty_like(out), out, np.empty(len(out)))
     return tensor(out)
