@@ -608,6 +608,12 @@ class Checked(Road):
         check_converged(self.road, problem, solution, self.accepted)
         return solution
 
+    def conjugate(self, problem: Problem) -> Solution:
+        """The same, checked."""
+        solution = self.road.conjugate(problem)
+        check_converged(self.road, problem, solution, self.accepted)
+        return solution
+
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
         """The same."""
         return self.road.vjp(problem, solution, grad)

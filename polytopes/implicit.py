@@ -197,7 +197,8 @@ class _Conjugate(torch.autograd.Function):
         ctx.save_for_backward(scores, *params)
         if problem.size == 0:
             return scores.new_zeros(0)
-        ctx.solution = road.solve(_still(problem, scores))
+        solve = road.solve if any(ctx.needs_input_grad) else road.conjugate
+        ctx.solution = solve(_still(problem, scores))
         assert ctx.solution.objective is not None
         return ctx.solution.objective.to(scores)
 
