@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from spigot.polytopes import (
+    ConvergenceError,
     Euclidean,
     Facets,
     FermiDirac,
@@ -20,6 +21,7 @@ from spigot.polytopes import (
     NoStructure,
     Polytope,
     Shannon,
+    Status,
     Subset,
     Tsallis,
     UnsupportedProblem,
@@ -28,7 +30,7 @@ from spigot.polytopes.dispatch import choose
 from spigot.polytopes.posing import pose
 from spigot.polytopes.problem import Solution
 from spigot.polytopes.regularizers import Separable
-from spigot.polytopes.solvers import BatchedNewton, Newton, device_rows
+from spigot.polytopes.solvers import PDHG, BatchedNewton, Highs, Newton, ProvenPDHG, device_rows
 from spigot.polytopes.solvers import batched_newton as module
 from tests.structures import STRUCTURES, AtMostTwo
 from tests.tensors import close, normal
@@ -297,7 +299,113 @@ def test_which_road_a_device_takes() -> None:
         route = declared.which(regularizer, "cuda")
         assert route.rule == BatchedNewton.name and route.native
         assert declared.which(regularizer, "cpu").rule == Newton.name
+    assert declared.which(None, "cuda").rule == ProvenPDHG.name
+    assert declared.which(None, "cuda").native
+    assert declared.which(None, "cpu").rule == Highs.name
     lifted = Facets(lambda y: [cp.norm1(y) <= 1], (3,))
+    assert lifted.which(None, "cuda").native
     assert not lifted.which(Euclidean(), "cuda").native
     assert lifted.which(Euclidean(), "cuda").rule == lifted.which(Euclidean(), "cpu").rule
     assert isinstance(choose(declared, Euclidean()).road, Newton)
+
+
+KINDS_OF_SCORES = ("normal", "rounded", "zero", "large")
+
+
+def scored(kind: str, *shape: int) -> Tensor:
+    scores = normal(*shape, seed=5)
+    factor = {"zero": 0.0, "large": 1e5}.get(kind, 1.0)
+    return scores.round() if kind == "rounded" else factor * scores
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_SCORES)
+def test_vertices_of_the_table(kind: str) -> None:
+    """Every vertex is proven, and is that of `Highs`, ties included."""
+    checked = 0
+    for row in STRUCTURES:
+        try:
+            row.polytope.which(None, solver=PDHG())
+        except UnsupportedProblem:
+            continue
+        scores = scored(kind, 3, *row.polytope.event_shape)
+        solution = row.polytope.solve(scores, solver=PDHG())
+        assert solution.gap is not None
+        size = 1 + (scores * solution.value).flatten(1).sum(1).abs()
+        assert bool((solution.gap <= 1e-9 * size).all()), row
+        close(solution.value, row.polytope.maximize(scores, solver=Highs()), 1e-8)
+        checked += 1
+    assert checked >= 40
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vertices_of_random_polytopes(kind: str) -> None:
+    """What is proven is `Highs`'s vertex, and of the rest the gap is a bound."""
+    proven = Counter[bool]()
+    for d in (1, 2, 5, 13):
+        for seed in range(2):
+            found = polytope(kind, d, seed)
+            scores = torch.cat([scored(name, 2, d) for name in KINDS_OF_SCORES])
+            solution = found.solve(scores, solver=PDHG(max_steps=4000), throw=False)
+            exact = found.maximize(scores, solver=Highs())
+            sure = solution.converged
+            close(solution.value[sure], exact[sure], 1e-8)
+            assert solution.gap is not None
+            short = (scores * (exact - solution.value)).sum(1)
+            assert bool((short <= solution.gap + 1e-6 * (1 + scores.abs().amax(1))).all())
+            close(found.maximize(scores, solver=ProvenPDHG(max_steps=4000)), exact, 1e-8)
+            for flag in sure.tolist():
+                proven[flag] += 1
+    assert proven[True] > 9 * proven[False], proven
+
+
+def test_vertices_under_masks_sizes_and_parameters() -> None:
+    for kind in KINDS_OF_SCORES:
+        scores = scored(kind, 4, 6)
+        keep = normal(4, 6, seed=1) > -0.5
+        keep[..., :3] = True
+        for solver in (PDHG(), ProvenPDHG()):
+            masked = Subset(6, 2).maximize(scores, keep=keep, solver=solver)
+            close(masked, Subset(6, 2).maximize(scores, keep=keep, solver=Highs()))
+            lengths = torch.tensor([2, 3, 6, 4])
+            padded = Subset(6, 2).maximize(scores, lengths=lengths, solver=solver)
+            close(padded, Subset(6, 2).maximize(scores, lengths=lengths, solver=Highs()))
+            params = {"cap": torch.linspace(0.5, 1.0, 4), "budget": torch.linspace(0.8, 1.6, 4)}
+            rationed = Ration(6).maximize(scores, params=params, solver=solver)
+            close(rationed, Ration(6).maximize(scores, params=params, solver=Highs()), 1e-8)
+        single = scores.float()
+        assert Subset(6, 2).maximize(single, solver=PDHG()).dtype == single.dtype
+        close(
+            Subset(6, 2).maximize(single, solver=PDHG()), Subset(6, 2).maximize(single, solver=Highs())
+        )
+    assert Subset(6, 2).maximize(normal(0, 6), solver=PDHG()).shape == (0, 6)
+
+
+def test_vertices_that_do_not_exist_are_named() -> None:
+    keep = torch.ones(3, 4, dtype=torch.bool)
+    keep[1, 1:] = False
+    for solver in (PDHG(max_steps=2000), ProvenPDHG(max_steps=2000)):
+        with pytest.raises(NoStructure, match="instance 1"):
+            Subset(4, 2).maximize(normal(3, 4), keep=keep, solver=solver)
+
+
+def test_a_vertex_that_is_not_proven_says_so() -> None:
+    board, scores = birkhoff(6), normal(3, 6, 6)
+    with pytest.raises(ConvergenceError, match="INACCURATE, 0 iterations, gap"):
+        board.maximize(scores, solver=PDHG(max_steps=0))
+    solution = board.solve(scores, solver=PDHG(max_steps=0), throw=False)
+    assert solution.status.tolist() == [Status.INACCURATE] * 3
+    assert solution.gap is not None and bool((solution.gap > 1e-6).all())
+    close(board.maximize(scores, solver=ProvenPDHG(max_steps=0)), board.maximize(scores))
+
+
+def test_programs_stay_where_they_are() -> None:
+    for found in (birkhoff(5), polytope("box", 13, 1), Facets(lambda y: [cp.norm1(y) <= 1], (3,))):
+        for kind in ("normal", "rounded"):
+            scores = scored(kind, 32, *found.event_shape)
+            problem = pose(found, scores, None)
+            PDHG().solve(problem)  # the rows are sent once
+            with Watched() as watched:
+                solution = PDHG().solve(problem)
+            assert bool(solution.converged.all())
+            assert watched.seen["copies"] == 0
+            assert watched.seen["waits"] <= int(solution.iterations.max()) // 40 + 8

@@ -14,9 +14,11 @@ from spigot.polytopes.solvers.frank_wolfe import FrankWolfe
 from spigot.polytopes.solvers.highs import Highs
 from spigot.polytopes.solvers.newton import Newton
 from spigot.polytopes.solvers.oracle_call import OracleCall
+from spigot.polytopes.solvers.pdhg import PDHG, ProvenPDHG
 from spigot.polytopes.start import SupportCache
 
 __all__ = [
+    "PDHG",
     "ActiveSet",
     "BatchedNewton",
     "Clarabel",
@@ -28,5 +30,6 @@ __all__ = [
     "Highs",
     "Newton",
     "OracleCall",
+    "ProvenPDHG",
     "SupportCache",
 ]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import torch
 from torch import Tensor
 
-from spigot.polytopes.canonical import Canonical
 from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.faces import BatchFace
 from spigot.polytopes.problem import Problem, Solution, Status
@@ -22,7 +21,12 @@ from spigot.polytopes.regularizers import (
     Tsallis,
 )
 from spigot.polytopes.solvers import dual_newton
-from spigot.polytopes.solvers.device_rows import DeviceRows, device_rows
+from spigot.polytopes.solvers.device_rows import (
+    DeviceRows,
+    device_rows,
+    fits_dense,
+    violation,
+)
 from spigot.polytopes.solvers.dual_newton import Cases, Found
 from spigot.polytopes.solvers.row_solver import RowSolver, known_rows
 
@@ -30,9 +34,6 @@ if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
 
 __all__ = ["BatchedNewton"]
-
-LARGEST = 2**26  # entries of the rows, dense
-MOST_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class BatchedNewton(RowSolver):
         if lack:
             return lack
         form = known_rows(polytope)
-        if form is not None and not _fits(form):
+        alone = form is None or form.variables == len(form.columns)
+        if form is not None and not (alone and fits_dense(form)):
             return f"{self.name} takes no auxiliary variables, nor rows by the thousand."
         return ""
 
@@ -145,12 +147,7 @@ class BatchedNewton(RowSolver):
 
     def residual(self, problem: Problem, solution: Solution) -> Tensor:
         """By how much the answer breaks its rows and bounds."""
-        rows = device_rows(problem)
-        y = solution.value.flatten(1).to(rows.matrix)
-        beyond = y @ rows.matrix.T - rows.limit
-        beyond[:, : rows.equations] = beyond[:, : rows.equations].abs()
-        bounds = torch.maximum(rows.lower - y, y - rows.upper)
-        return torch.cat([beyond, bounds, torch.zeros_like(y[:, :1])], 1).amax(1)
+        return violation(device_rows(problem), solution.value)
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
         """One batched factorisation of the rows that bind, D at the parts between their bounds."""
@@ -195,12 +192,6 @@ def _on_cpu() -> Solver:
     from spigot.polytopes.solvers.newton import Newton
 
     return Newton()
-
-
-def _fits(form: Canonical) -> bool:
-    rows = form.A.shape[0] + form.G.shape[0]
-    alone = form.variables == len(form.columns)
-    return alone and rows <= MOST_ROWS and rows * form.variables <= LARGEST
 
 
 def _cases(problem: Problem, rows: DeviceRows) -> Cases:

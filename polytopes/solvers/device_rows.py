@@ -21,7 +21,16 @@ from spigot.polytopes.families import Family, batch_form, family_at
 from spigot.polytopes.problem import Problem
 from spigot.polytopes.regularizers import Separable
 
-__all__ = ["DeviceRows", "LimitMap", "device_rows", "working_dtype"]
+__all__ = ["DeviceRows", "LimitMap", "device_rows", "fits_dense", "violation", "working_dtype"]
+
+LARGEST = 2**26  # entries of the rows, dense
+MOST_ROWS = 2048
+
+
+def fits_dense(form: Canonical) -> bool:
+    """Whether the rows are made into a dense matrix, and factors of their size."""
+    rows = form.A.shape[0] + form.G.shape[0]
+    return rows <= MOST_ROWS and rows * form.variables <= LARGEST
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
@@ -45,6 +54,7 @@ class DeviceRows:
     parts: int
     bounded_below: Tensor  # the variables with a finite bound, in the canonical form's order
     bounded_above: Tensor
+    scratch: dict[Any, Any]  # what was made for these matrices
     map: LimitMap | None = None  # of a family,
     theta: Tensor | None = None  # at these values (n, p)
 
@@ -153,6 +163,17 @@ def device_rows(problem: Problem) -> DeviceRows:
     return found
 
 
+def violation(rows: DeviceRows, y: Tensor) -> Tensor:  # (n, *event) -> (n,)
+    """By how much y breaks the rows and bounds at most, those with auxiliary variables left out."""
+    y = y.flatten(1).to(rows.matrix)
+    beyond = y @ rows.matrix[:, : rows.parts].T - rows.limit
+    alone = rows.matrix[:, rows.parts :].abs().sum(1) == 0
+    beyond = torch.where(rows.floor < 0, beyond.abs(), beyond)
+    bounds = torch.maximum(rows.lower[:, : rows.parts] - y, y - rows.upper[:, : rows.parts])
+    every = [torch.where(alone, beyond, 0.0), bounds, torch.zeros_like(y[:, :1])]
+    return torch.cat(every, 1).amax(1)
+
+
 def _check_ranges(problem: Problem, rows: DeviceRows) -> None:
     """Leaves instances whose bounds may leave what masks and the regularizer need to the CPU's check."""
     regularizer = problem.regularizer
@@ -201,6 +222,7 @@ def _from_form(form: Canonical, device: torch.device) -> DeviceRows:
         len(form.columns),
         _index(place[np.isfinite(form.lower)], device),
         _index(place[np.isfinite(form.upper)], device),
+        form.scratch,
     )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spigot.polytopes.regularizers import Euclidean, Separable
 
-__all__ = ["Cases", "Found", "least_multipliers", "maximise", "pull"]
+__all__ = ["Cases", "Found", "equation_solver", "least_multipliers", "maximise", "pull", "slices"]
 
 T = TypeVar("T")
 CHECKED = 4  # steps between two looks at which instances are done
@@ -119,7 +119,7 @@ class Cases:
     def chunks(self) -> Iterator[Cases]:
         """Slices of the batch whose intermediate tensors fit."""
         lengths = len(LENGTHS) + len(REACHES) + len(INSIDE)
-        for rows in _slices(self.scores, self.matrix, lengths * max(self.matrix.shape)):
+        for rows in slices(self.scores, self.matrix, lengths * max(self.matrix.shape)):
             yield self if len(rows) == self.size else self.take(rows)
 
 
@@ -211,6 +211,11 @@ def _solver(
         return scale * torch.cholesky_solve((scale * rhs)[..., None], lower)[..., 0]
 
     return solve
+
+
+def equation_solver(matrix: Tensor, weights: Tensor, rows: Tensor) -> Callable[[Tensor], Tensor]:
+    """What solves with R diag(weights) R' over some of the rows, up to a small ridge: to be refined."""
+    return _solver(_gram(matrix, weights), ~rows, PULL_RIDGE, None)
 
 
 def _inside(cases: Cases, point: _Point) -> Tensor:  # (n, d)
@@ -434,7 +439,7 @@ def _polished(cases: Cases, point: _Point, rows: Tensor, free: Tensor, clear: Te
     return point
 
 
-def _slices(batch: Tensor, matrix: Tensor, others: int = 0) -> tuple[Tensor, ...]:
+def slices(batch: Tensor, matrix: Tensor, others: int = 0) -> tuple[Tensor, ...]:
     """Rows of the batch, so many that Gram matrices and what makes them fit."""
     m, d = matrix.shape
     many = max(1, ENTRIES // max(1, others, m * d, m * m))
@@ -448,7 +453,7 @@ def pull(matrix: Tensor, weights: Tensor, rows: Tensor, grad: Tensor) -> tuple[T
     D = diag(weights) holds 1 / phi'' at the parts between their bounds. The factor's small ridge
     leaves an error that refinement removes, for dependent rows as well.
     """
-    pieces = [_pulled(matrix, weights[own], rows[own], grad[own]) for own in _slices(grad, matrix)]
+    pieces = [_pulled(matrix, weights[own], rows[own], grad[own]) for own in slices(grad, matrix)]
     return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
 
 
@@ -476,7 +481,7 @@ def least_multipliers(
     A part that a bound holds takes what is left, at a cost of `shares_k` times its square.
     """
     pieces = [
-        _least(matrix, rows[own], free[own], shares[own], wanted[own]) for own in _slices(wanted, matrix)
+        _least(matrix, rows[own], free[own], shares[own], wanted[own]) for own in slices(wanted, matrix)
     ]
     return torch.cat(pieces)
 

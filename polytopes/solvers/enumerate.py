@@ -13,7 +13,7 @@ from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.listing import distinct_vertices
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Gibbs, Regularizer
-from spigot.polytopes.solvers.highs import generic_objective
+from spigot.polytopes.solvers.tie_rule import generic_objective
 
 if TYPE_CHECKING:
     pass

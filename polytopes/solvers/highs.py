@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 
 from spigot.polytopes.arrays import library, tensor
 from spigot.polytopes.canonical import Canonical, per_thread
+from spigot.polytopes.dispatch import Road
 from spigot.polytopes.errors import ConvergenceError, UnboundedPolytope
 from spigot.polytopes.families import instances, nothing
 from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Regularizer
+from spigot.polytopes.solvers.pdhg import ProvenPDHG
 from spigot.polytopes.solvers.row_solver import RowSolver
+from spigot.polytopes.solvers.tie_rule import LARGEST, SNAP, TIE, generic_objective
 
 __all__ = ["Highs", "LinearProgram", "MixedIntegerProgram", "feasible", "fixed", "linear_program", "ray"]
 
-TIE = 1e-9  # a reduced cost this small may hide a second optimum; tiny scores are scaled up to 1
-LARGEST = 1e12  # beyond, ordinary scores vanish beside the largest: excluded parts are for `keep`
 SHARED = 1000  # entries of the rows from which threads share a batch out
 DOUBT = 5.0  # seconds after which a set of integer constraints passes for possible
-SNAP = 1e-9  # coordinates this close to an integer are that integer
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ class Highs(RowSolver):
     cost: ClassVar[str] = "one simplex run an instance"
     needs: ClassVar[frozenset[str]] = frozenset({"constraints"})
     solves: ClassVar[tuple[type[Regularizer] | None, ...]] = (None,)
+    accelerated: ClassVar[type[Road] | None] = ProvenPDHG
 
     def solve(self, problem: Problem) -> Solution:
         """One linear program an instance."""
@@ -82,12 +82,6 @@ class Highs(RowSolver):
 def linear_program(form: Canonical) -> LinearProgram:
     """The linear program over these rows, set up once a thread for all limits."""
     return per_thread(form.scratch, ("highs",), lambda: LinearProgram(form)).at(form)
-
-
-@lru_cache(maxsize=64)
-def generic_objective(size: int) -> np.ndarray:
-    """Fixed numbers in [1, 2) with no linear relation among them, almost surely."""
-    return 1 + np.random.Generator(np.random.PCG64(20201116)).random(size)
 
 
 class LinearProgram:
