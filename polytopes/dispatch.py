@@ -64,6 +64,10 @@ class Road:
         """The maximisers of a batch of problems."""
         raise NotImplementedError
 
+    def conjugate(self, problem: Problem) -> Solution:
+        """`solve` where the objective alone is asked for: the solution's value may be left out."""
+        return self.solve(problem)
+
     def residual(self, problem: Problem, solution: Solution) -> Tensor | None:
         """By how much the answer may leave M, `(n,)`, where the road works from rows."""
         return None
@@ -199,6 +203,14 @@ class Routed(Road):
             if groups is None:
                 return road.solve(problem)
             return merge(problem, tuple(group.solved() for group in groups))
+
+    def conjugate(self, problem: Problem) -> Solution:
+        """The road's own, where it takes the whole batch."""
+        road, placed = self._placed(problem)
+        if self._split(road, placed) is not None:
+            return self.solve(problem)
+        with spend(placed.regularizer, placed.size):
+            return road.conjugate(placed)
 
     def residual(self, problem: Problem, solution: Solution) -> Tensor | None:
         """Each group's own."""
