@@ -79,5 +79,5 @@ def extend(
         below = 0.0
         for j in range(y.shape[1]):
             below += slopes[i, j] * (y[i, j] - best[r, j])
-        if below <= gap[i] and meet(i, best[r], best[r], state) and join(i, 1.0, state, row):
+        if below <= gap[i] and meet(i, best[r], best[r], state) and join(i, 0.0, state, row):
             grew[r] = True

@@ -12,7 +12,17 @@ from spigot.polytopes.kernels.compiled import kernel
 from spigot.polytopes.kernels.gram_factor import balanced
 from spigot.polytopes.kernels.mixtures import Mixtures, clear, drop, join, meet, mix, refactor
 
-__all__ = ["CONVERGED", "CROWDED", "GOING", "INACCURATE", "STOPPED", "advance", "begin", "settle"]
+__all__ = [
+    "CONVERGED",
+    "CROWDED",
+    "GOING",
+    "INACCURATE",
+    "STOPPED",
+    "advance",
+    "begin",
+    "settle",
+    "trade",
+]
 
 # what `advance` says of an instance: a `Status`, or
 CONVERGED, STOPPED, INACCURATE = 0, 1, 2
@@ -116,7 +126,7 @@ def _gain(i: int, state: Mixtures, row: np.ndarray, workspace: np.ndarray) -> bo
     slots, held = state.slots[i], state.held[i]
     fresh, weight = slots[held], 0.0
     while not join(i, weight, state, row):
-        taken = _trade(i, state, row)
+        taken = trade(i, state, row)
         if taken < 0.0:
             _normalise(i, state)
             return False
@@ -126,7 +136,7 @@ def _gain(i: int, state: Mixtures, row: np.ndarray, workspace: np.ndarray) -> bo
 
 
 @kernel
-def _trade(i: int, state: Mixtures, row: np.ndarray) -> float:
+def trade(i: int, state: Mixtures, row: np.ndarray) -> float:
     """The weight that the vertex just met takes from those it depends on, until one has none left.
 
     That one leaves. T y stays, and <s, y> grows where the vertices held are all equally good. -1 if

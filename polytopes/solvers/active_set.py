@@ -11,13 +11,12 @@ from torch import Tensor
 
 from spigot.polytopes.arrays import contiguous, tensor
 from spigot.polytopes.dispatch import Solver, choose
-from spigot.polytopes.faces import pull_through_faces, pull_through_map
+from spigot.polytopes.faces import pull_through_map
 from spigot.polytopes.kernels.min_norm import GOING
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Euclidean, EuclideanOf, Regularizer, Separable, Smooth
 from spigot.polytopes.solvers.completion import ExposedFaces, exposed_faces
-from spigot.polytopes.solvers.corral import Corrals
-from spigot.polytopes.solvers.mixture import QuadraticMixtures
+from spigot.polytopes.solvers.mixture import Mixed, QuadraticMixtures
 
 __all__ = ["ActiveSet", "MixtureSolver"]
 
@@ -36,7 +35,7 @@ class MixtureSolver(Solver):
     needs: ClassVar[frozenset[str]] = frozenset({"argmax", "vertices"})
     plausible: ClassVar[float] = 1e-9  # a relative gap where rounding, not optimality, may stop it
 
-    def begin(self, problem: Problem) -> QuadraticMixtures | Corrals:
+    def begin(self, problem: Problem) -> Mixed:
         """Mixtures for every instance."""
         raise NotImplementedError
 
@@ -65,17 +64,16 @@ class MixtureSolver(Solver):
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
         """The exposed face's derivative, its directions completed by the oracle first."""
         local, regularizer = problem.on_cpu(), problem.regularizer
-        if isinstance(regularizer, Euclidean):
-            faces = ExposedFaces(local, solution)
-            pulled = tensor(faces.along(contiguous(grad.double().flatten(1)))).to(grad)
-            return pulled.reshape(grad.shape)
-        faces = exposed_faces(local, solution)
         if isinstance(regularizer, EuclideanOf):
-            return pull_through_map(faces, grad, regularizer.of, problem.keep)
+            return pull_through_map(exposed_faces(local, solution), grad, regularizer.of, problem.keep)
         assert isinstance(regularizer, Separable)
-        spread = regularizer.spread(solution.value.flatten(1))
-        pulled = pull_through_faces(faces, grad.flatten(1), spread, problem.flat_keep)
-        return pulled.reshape(grad.shape)
+        faces, along = ExposedFaces(local, solution), contiguous(grad.double().flatten(1))
+        if isinstance(regularizer, Euclidean):
+            pulled = faces.along(along)
+        else:  # y may be rounded out of the domain
+            spread = regularizer.spread(solution.value.double().flatten(1)).clamp_min(0)
+            pulled = faces.curved(along, contiguous(spread))
+        return tensor(pulled).to(grad).reshape(grad.shape)
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ def linear_oracle(problem: Problem, slopes: np.ndarray, rows: np.ndarray) -> np.
 
 def _solution(
     problem: Problem,
-    mixtures: QuadraticMixtures | Corrals,
+    mixtures: Mixed,
     found: list[tuple[np.ndarray, np.ndarray]],
     steps: np.ndarray,
     verdicts: np.ndarray,
@@ -151,13 +149,16 @@ def _solution(
         value = torch.where(value < ROUNDING, 0.0, value)  # 1 / phi'' may be infinite at 0
     scores = problem.flat_scores.double().cpu()
     shaped = value.reshape(shape)
+    gradient = tensor(mixtures.gradient()).reshape(shape)
+    if problem.mask is not None:
+        gradient = gradient.masked_fill(~problem.mask.cpu(), 0.0)
     return Solution(
         shaped,
         tensor(verdicts),
         tensor(steps),
         gap=tensor(mixtures.gaps),
         objective=(scores * value).sum(1) - regularizer.total(shaped),
-        gradient=tensor(mixtures.gradient()).reshape(shape),
+        gradient=gradient,
         support=tensor(support).reshape(len(found), most, *shape[1:]),
         weights=tensor(weights),
     )

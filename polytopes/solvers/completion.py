@@ -12,16 +12,19 @@ import numpy as np
 from spigot.polytopes.arrays import contiguous, tensor
 from spigot.polytopes.dispatch import choose
 from spigot.polytopes.faces import Face, Span
+from spigot.polytopes.kernels.corrections import pull
 from spigot.polytopes.kernels.directions import across, along, extend
 from spigot.polytopes.kernels.mixtures import Mixtures
 from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.problem import Problem, Solution
+from spigot.polytopes.regularizers import Separable
 from spigot.polytopes.solvers.mixture import hold, roomier
 from spigot.polytopes.solvers.tie_rule import generic_objective
 
 __all__ = ["ExposedFaces", "exposed_faces"]
 
 NUDGE = 1e-6  # of the generic direction, relative to the largest slope
+LEAST = 1e-12  # a weight that counts
 ZERO_GAP = 1e-8  # relative: a vertex this close to optimal lies on the face
 
 
@@ -38,11 +41,15 @@ class ExposedFaces:
         self._scale = 1 + np.abs(self._slopes).max(1)
         vertices = contiguous(solution.support.double().flatten(2))
         weights = contiguous(solution.weights.double())
+        doubt = _doubt(problem, solution)
+        self._allowance: np.ndarray = ZERO_GAP * self._scale + 10 * doubt
+        self._nudge: np.ndarray = NUDGE * self._scale + doubt
         # a steep regularizer holds vertices that are not optimal, of next to no weight
         below = np.einsum("nd,nd->n", self._slopes, self._y)[:, None] - np.einsum(
             "nd,nmd->nm", self._slopes, vertices
         )
-        optimal = np.where(below <= ZERO_GAP * self._scale[:, None], weights, 0.0)
+        held = (below <= self._allowance[:, None]) & (weights > 0)
+        optimal = np.where(held, np.maximum(weights, LEAST), 0.0)
         self.state: Mixtures = hold(vertices, vertices, optimal, np.zeros_like(self._y))
         self._complete(problem)
 
@@ -57,7 +64,7 @@ class ExposedFaces:
                 self.state = roomier(self.state)
             nudges = np.empty((len(rows), d))
             over_instances(across, len(rows), rows, generic, self.state, nudges)
-            nudges *= NUDGE * self._scale[rows, None]
+            nudges *= self._nudge[rows, None]
             part = problem.take(tensor(rows))
             grew = np.zeros(len(rows), dtype=bool)
             for sign in (1.0, -1.0):
@@ -70,7 +77,7 @@ class ExposedFaces:
                     self._slopes,
                     self._y,
                     best,
-                    ZERO_GAP * self._scale,
+                    self._allowance,
                     self.state,
                     grew,
                 )
@@ -82,11 +89,28 @@ class ExposedFaces:
         over_instances(along, len(grad), grad, self.state, out)
         return out
 
+    def curved(self, grad: np.ndarray, spread: np.ndarray) -> np.ndarray:  # (n, d)
+        """U (U' H U)^-1 U' grad, U spanning the directions, H = 1 / spread: phi's derivative."""
+        out = np.empty_like(grad)
+        over_instances(pull, len(grad), spread, grad, self.state, out)
+        return out
+
     def directions(self, i: int) -> np.ndarray:  # (r, d)
         """An orthonormal basis of one face's directions."""
         slots = self.state.slots[i, : self.state.held[i]]
         apart = self.state.vertices[i, slots] - self.state.origin[i]
         return np.linalg.qr((apart[1:] - apart[0]).T)[0].T
+
+
+def _doubt(problem: Problem, solution: Solution) -> np.ndarray:  # (n,)
+    """The root of the gap, to which a steep regularizer's slopes are right; 0 for the others.
+
+    (A steep one's face holds every vertex of parts that do not vanish, so none is wrong there.)
+    """
+    assert solution.gap is not None
+    steep = isinstance(problem.regularizer, Separable) and problem.regularizer.steep
+    gap = contiguous(solution.gap.double())
+    return np.sqrt(np.maximum(gap, 0.0)) if steep else np.zeros_like(gap)
 
 
 def exposed_faces(problem: Problem, solution: Solution) -> tuple[Face, ...]:

@@ -1,4 +1,4 @@
-"""The mixtures of vertices that the active set holds for a batch of quadratic problems."""
+"""The mixtures of vertices that solvers hold for a batch, of quadratic and of separable problems."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from spigot.polytopes.arrays import contiguous, tensor
+from spigot.polytopes.kernels import corrections
 from spigot.polytopes.kernels.min_norm import (
     CONVERGED,
     CROWDED,
@@ -19,9 +20,10 @@ from spigot.polytopes.kernels.min_norm import (
 )
 from spigot.polytopes.kernels.mixtures import Mixtures
 from spigot.polytopes.kernels.pool import over_instances
-from spigot.polytopes.regularizers import Euclidean, EuclideanOf
+from spigot.polytopes.regularizers import Euclidean, EuclideanOf, Separable
+from spigot.polytopes.solvers.curve import curve_of
 
-__all__ = ["CERTIFIED", "QuadraticMixtures", "hold", "nearest", "roomier"]
+__all__ = ["CERTIFIED", "Mixed", "QuadraticMixtures", "SeparableMixtures", "hold", "nearest", "roomier"]
 
 Array = np.ndarray
 CERTIFIED = 1e-12  # a gap, relative to 1 + |<s, y>|
@@ -71,7 +73,67 @@ def roomier(state: Mixtures) -> Mixtures:
     return state._replace(slots=slots, **grown)
 
 
-class QuadraticMixtures:
+class Mixed:
+    """The mixtures of a batch, for the outer loop.
+
+    Attributes:
+        state: their vertices and weights.
+        y: the points that they make, `(n, d)`.
+        gaps: their latest certificates, `(n,)`.
+    """
+
+    state: Mixtures
+    y: Array
+    gaps: Array
+
+    def gradient(self) -> Array:
+        """grad Omega(y), `(n, d)`."""
+        raise NotImplementedError
+
+    def slopes(self, rows: Array) -> Array:
+        """s - grad Omega(y) of some instances."""
+        raise NotImplementedError
+
+    def advance(
+        self,
+        rows: Array,
+        slopes: Array,
+        best: Array,
+        tolerance: float,
+        plausible: float,
+        more: bool,
+        verdicts: Array,
+    ) -> None:
+        """The best vertices at the slopes join, where the gap asks for it; see the kernels.
+
+        Instances without room for one more get it, and are asked again.
+        """
+        asked = np.arange(len(rows))
+        while len(asked):
+            self._step(rows[asked], slopes[asked], best[asked], tolerance, plausible, more, verdicts)
+            asked = asked[verdicts[rows[asked]] == CROWDED]
+            if len(asked):
+                self.state = roomier(self.state)
+
+    def _step(
+        self,
+        rows: Array,
+        slopes: Array,
+        best: Array,
+        tolerance: float,
+        plausible: float,
+        more: bool,
+        verdicts: Array,
+    ) -> None:
+        raise NotImplementedError
+
+    def mixture(self, i: int) -> tuple[Array, Array]:
+        """The vertices `(m, d)` and the weights `(m,)` of one instance."""
+        held = self.state.held[i]
+        return self.state.vertices[i, self.state.slots[i, :held]], self.state.weights[i, :held]
+
+
+class QuadraticMixtures(Mixed):
     """The best mixtures of the vertices found so far, for |T y|^2 / 2 - <s, y>.
 
     Args:
@@ -127,7 +189,7 @@ class QuadraticMixtures:
         """s - T'T y of some instances."""
         return self.scores[rows] - self._gradient(self.y[rows])
 
-    def advance(
+    def _step(
         self,
         rows: Array,
         slopes: Array,
@@ -137,34 +199,95 @@ class QuadraticMixtures:
         more: bool,
         verdicts: Array,
     ) -> None:
-        """The best vertices at the slopes join, where the gap asks for it; see the kernel."""
-        images = self._images(best)
-        asked = np.arange(len(rows))
-        while len(asked):
-            over_instances(
-                advance,
-                len(asked),
-                rows[asked],
-                self.scores,
-                slopes[asked],
-                best[asked],
-                images[asked],
-                tolerance,
-                plausible,
-                more,
-                self.state,
-                self.y,
-                self.gaps,
-                verdicts,
-            )
-            asked = asked[verdicts[rows[asked]] == CROWDED]
-            if len(asked):
-                self.state = roomier(self.state)
+        over_instances(
+            advance,
+            len(rows),
+            rows,
+            self.scores,
+            slopes,
+            best,
+            self._images(best),
+            tolerance,
+            plausible,
+            more,
+            self.state,
+            self.y,
+            self.gaps,
+            verdicts,
+        )
 
-    def mixture(self, i: int) -> tuple[Array, Array]:
-        """The vertices `(m, d)` and the weights `(m,)` of one instance."""
-        held = self.state.held[i]
-        return self.state.vertices[i, self.state.slots[i, :held]], self.state.weights[i, :held]
+
+class SeparableMixtures(Mixed):
+    """The best mixtures of the vertices found so far, for sum phi(y) - <s, y>.
+
+    Args:
+        regularizer: phi.
+        scores: `(n, d)`.
+        free: the parts that are not the same in every structure, `(n, d)`; the others have no say.
+        vertices: to begin with, `(n, m, d)`.
+        weights: theirs, `(n, m)`; 0 where a vertex is not to be used.
+    """
+
+    def __init__(
+        self, regularizer: Separable, scores: Array, free: Array, vertices: Array, weights: Array
+    ) -> None:
+        n, d = scores.shape
+        low, high = regularizer.domain
+        self.goal: corrections.Goal = corrections.Goal(
+            curve_of(regularizer),
+            low,
+            high,
+            scores,
+            free,
+            exact=np.zeros(n, dtype=bool),
+            idle=np.zeros(n, dtype=np.int64),
+            least=np.full(n, np.inf),
+            still=np.zeros(n, dtype=np.int64),
+        )
+        self.state: Mixtures = hold(vertices, vertices, weights, np.zeros((n, d)))
+        self.y: Array = np.empty((n, d))
+        self.gaps: Array = np.zeros(n)
+        over_instances(corrections.settle, n, self.goal, self.state, self.y)
+
+    def gradient(self) -> Array:
+        """phi'(y), `(n, d)`; for a steep phi at the nearest point that is 1e-10 inside its domain."""
+        return self._gradient(np.arange(len(self.y)))
+
+    def slopes(self, rows: Array) -> Array:
+        """s - phi'(y) of some instances; 0 at parts that are the same in every structure."""
+        free, scores = self.goal.free[rows], self.goal.scores[rows]
+        return np.where(free, scores - np.where(free, self._gradient(rows), 0.0), 0.0)
+
+    def _gradient(self, rows: Array) -> Array:
+        out = np.empty((len(rows), self.y.shape[1]))
+        over_instances(corrections.gradients, len(rows), rows, self.goal, self.y, out)
+        return out
+
+    def _step(
+        self,
+        rows: Array,
+        slopes: Array,
+        best: Array,
+        tolerance: float,
+        plausible: float,
+        more: bool,
+        verdicts: Array,
+    ) -> None:
+        over_instances(
+            corrections.advance,
+            len(rows),
+            rows,
+            self.goal,
+            slopes,
+            best,
+            tolerance,
+            plausible,
+            more,
+            self.state,
+            self.y,
+            self.gaps,
+            verdicts,
+        )
 
 
 def nearest(scores: Array, vertex_at: Callable[[Array], Array], steps: int) -> Array | None:

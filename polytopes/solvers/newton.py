@@ -19,15 +19,13 @@ from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import (
     Euclidean,
-    FermiDirac,
     Regularizer,
     Separable,
-    Shannon,
-    Tsallis,
 )
 from spigot.polytopes.solvers.batched_newton import BatchedNewton
 from spigot.polytopes.solvers.clarabel import Clarabel
 from spigot.polytopes.solvers.cone import Cvxpy
+from spigot.polytopes.solvers.curve import CURVED, curve_of
 from spigot.polytopes.solvers.row_solver import RowSolver, known_rows
 from spigot.polytopes.solvers.row_system import fits, ordered, row_system
 from spigot.polytopes.solvers.rows import BindingFace, Rows, stacked_rows
@@ -83,7 +81,7 @@ class Newton(RowSolver):
     name: ClassVar[str] = "semismooth Newton on the rows' multipliers"
     cost: ClassVar[str] = "about 10 Cholesky factors of the rows' size"
     needs: ClassVar[frozenset[str]] = frozenset({"constraints"})
-    solves: ClassVar[tuple[type[Regularizer] | None, ...]] = (Euclidean, Shannon, FermiDirac, Tsallis)
+    solves: ClassVar[tuple[type[Regularizer] | None, ...]] = CURVED
     accelerated: ClassVar[type[Road] | None] = BatchedNewton
 
     def lacks(self, polytope: Polytope, regularizer: Regularizer | None) -> str:
@@ -163,7 +161,7 @@ def _found(problem: Problem, max_steps: int) -> _Found:
         project if m == d else project_lifted,
         n,
         system,
-        _curve(regularizer),
+        curve_of(regularizer),
         box,
         scores,
         keep,
@@ -236,19 +234,6 @@ def _box(form: Canonical, regularizer: Separable) -> Any:
         for bound in (lower, upper)
     )
     return Box(*(np.ascontiguousarray(array) for array in (limits, lower, upper, least, most)))
-
-
-def _curve(regularizer: Separable) -> Any:
-    from spigot.polytopes.kernels import curves
-
-    kinds: dict[type[Separable], int] = {
-        Euclidean: curves.EUCLIDEAN,
-        Shannon: curves.SHANNON,
-        FermiDirac: curves.FERMI_DIRAC,
-        Tsallis: curves.TSALLIS,
-    }
-    alpha = regularizer.alpha if isinstance(regularizer, Tsallis) else 2.0
-    return curves.Curve(kinds[type(regularizer)], float(alpha), regularizer.steep)
 
 
 def _keep(problem: Problem) -> np.ndarray:  # (n, d), or no rows
@@ -346,7 +331,7 @@ def _pulled(
         loose[own] = ~binding[:, :rows]
         inside[np.ix_(own, _used(kept, m))] = ~_bound(form, binding[:, rows:])
     pulled, error = np.zeros((n, d)), np.zeros(n)
-    curve = _curve(regularizer)
+    curve = curve_of(regularizer)
     over_instances(pull, n, system, curve, value, inside, loose, grads, pulled, error)
     for row in rows_where(tensor(error > REFINED)):
         kept = keep[row] if len(keep) else slice(None)
