@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from benchmarks.families import engine, simplex, trees
+from benchmarks.families import engine, sequences, simplex, trees
 from benchmarks.workload import Family
 
 __all__ = ["FAMILIES"]
 
-FAMILIES: tuple[Family, ...] = (*simplex.FAMILIES, *engine.FAMILIES, *trees.FAMILIES)
+FAMILIES: tuple[Family, ...] = (
+    *simplex.FAMILIES,
+    *engine.FAMILIES,
+    *trees.FAMILIES,
+    *sequences.FAMILIES,
+)
 """In the order in which they are measured."""

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from spigot.polytopes.kernels.compiled import kernel
+from spigot.polytopes.kernels.compiled import kernel, summing
 
 __all__ = ["covariance", "forward_backward", "k_best", "sample_backward", "viterbi"]
 
@@ -21,6 +21,11 @@ LN2_LOW = 1.90821492927058770002e-10
 ROUNDER = 6755399441055744.0  # 1.5 * 2^52: adding it rounds to a whole number, in the low bits
 C2, C3, C4, C5, C6, C7 = 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040
 C8, C9, C10, C11, C12 = 1 / 40320, 1 / 362880, 1 / 3628800, 1 / 39916800, 1 / 479001600
+SHORT_LOG2E, SHORT_ROUNDER = np.float32(LOG2E), np.float32(12582912.0)  # the same in float32
+SHORT_HIGH, SHORT_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+B1, B2, B3, B4 = np.float32(1), np.float32(1 / 2), np.float32(1 / 6), np.float32(1 / 24)
+B5, B6 = np.float32(1 / 120), np.float32(1 / 720)
+LARGEST = 1e200  # a product of normalisers beyond it is turned into its logarithm
 
 
 @kernel
@@ -62,104 +67,158 @@ def viterbi(
 
 
 @kernel
-def _exponentials(values: Array, shift: float, out: Array, work: Array, bits: Array) -> None:
-    """exp(values - shift) of a row, for arguments in [-700, 700]; `bits` is `work` seen as integers.
+def _exponentials(values: Array, out: Array) -> None:
+    """exp of a row of float64, for arguments in [-700, 700].
 
-    Loops without calls or branches: the compiler makes vectors of them.
+    A loop without calls or branches: the compiler makes vectors of it.
     """
     for k in range(values.size):
-        x = values[k] - shift
-        rounded = x * LOG2E + ROUNDER
-        work[k] = rounded
+        rounded = values[k] * LOG2E + ROUNDER
         whole = rounded - ROUNDER
-        r = (x - whole * LN2_HIGH) - whole * LN2_LOW
+        r = (values[k] - whole * LN2_HIGH) - whole * LN2_LOW
         p = C9 + r * (C10 + r * (C11 + r * C12))
         p = C5 + r * (C6 + r * (C7 + r * (C8 + r * p)))
-        out[k] = 1.0 + r * (1.0 + r * (C2 + r * (C3 + r * (C4 + r * p))))
-    for k in range(values.size):
-        bits[k] = (bits[k] + 1023) << 52
-    for k in range(values.size):
-        out[k] *= work[k]
+        p = 1.0 + r * (1.0 + r * (C2 + r * (C3 + r * (C4 + r * p))))
+        out[k] = p * np.int64((np.float64(rounded).view(np.int64) + 1023) << 52).view(np.float64)
 
 
 @kernel
-def _spread(scores: Array, length: int, tops: Array) -> float:
-    """The widest range of scores within one step, inf if an arc is excluded; writes steps' maxima."""
-    widest = 0.0
-    for t in range(length):
-        flat = scores[t, 0] if t == 0 else scores[t].reshape(-1)
-        high, low = flat[0], flat[0]
+def _short_exponentials(values: Array, out: Array) -> None:
+    """exp of a row of float32, for arguments in [-87, 87]."""
+    for k in range(values.size):
+        rounded = values[k] * SHORT_LOG2E + SHORT_ROUNDER
+        whole = rounded - SHORT_ROUNDER
+        r = (values[k] - whole * SHORT_HIGH) - whole * SHORT_LOW
+        p = B1 + r * (B1 + r * (B2 + r * (B3 + r * (B4 + r * (B5 + r * B6)))))
+        out[k] = p * np.int32((np.float32(rounded).view(np.int32) + 127) << 23).view(np.float32)
+
+
+@kernel
+def _largest(scores: Array, length: int) -> float:
+    """The largest absolute value of the arcs' scores: as integers, numbers' bits are in their order."""
+    most = 0
+    if scores.itemsize == 4:
+        for j in range(scores.shape[1]):
+            most = max(most, np.float32(scores[0, 0, j]).view(np.int32) & 0x7FFFFFFF)
+        flat = scores[1:length].reshape(-1)
         for k in range(flat.size):
-            value = flat[k]
-            high = value if value > high else high
-            low = value if value < low else low
-        if low == -np.inf:
-            return np.inf
-        tops[t] = high
-        widest = max(widest, float(high) - float(low))
-    return widest
+            most = max(most, np.float32(flat[k]).view(np.int32) & 0x7FFFFFFF)
+        return float(np.int32(most).view(np.float32))
+    for j in range(scores.shape[1]):
+        most = max(most, np.float64(scores[0, 0, j]).view(np.int64) & 0x7FFFFFFFFFFFFFFF)
+    flat = scores[1:length].reshape(-1)
+    for k in range(flat.size):
+        most = max(most, np.float64(flat[k]).view(np.int64) & 0x7FFFFFFFFFFFFFFF)
+    return np.int64(most).view(np.float64)
 
 
 @kernel
-def _scaled(scores: Array, length: int, tops: Array, alpha: Array, beta: Array, out: Array) -> float:
-    """Marginals in probability space, each step shifted by its maximum and normalised; log Z.
-
-    Messages of neighbouring tags differ by at most the spread of a step, so nothing underflows where
-    three steps' spreads fit into the exponent's range.
-    """
-    tags = scores.shape[1]
-    arcs, work = np.empty(tags * tags), np.empty(tags * tags)
-    bits = work.view(np.int64)
-    sums = np.empty(tags)
-    log_z = 0.0
+def _shift(scores: Array, length: int, out: Array) -> float:
+    """Scores less their step's largest, in float64; the sum of what was taken away."""
+    taken = 0.0
     for t in range(length):
-        rows = 1 if t == 0 else tags
-        _exponentials(scores[t].reshape(-1)[: rows * tags], tops[t], arcs, work, bits)
-        for j in range(tags):
-            alpha[t, j] = 0.0
+        rows = 1 if t == 0 else scores.shape[1]
+        top = -np.inf
         for i in range(rows):
-            before = 1.0 if t == 0 else alpha[t - 1, i]
+            for j in range(scores.shape[1]):
+                top = max(top, float(scores[t, i, j]))
+        taken += top
+        for i in range(rows):
+            for j in range(scores.shape[1]):
+                out[t, i, j] = scores[t, i, j] - top
+    return taken
+
+
+@summing
+def _forward(arcs: Array, length: int, alpha: Array, inverse: Array) -> float:
+    """Messages into each position, their sum 1, what each was divided by (inverted), and log Z."""
+    tags = arcs.shape[1]
+    one, zero = alpha.dtype.type(1), alpha.dtype.type(0)
+    log_z, product = 0.0, 1.0
+    for t in range(length):
+        now = alpha[t]
+        if t == 0:
             for j in range(tags):
-                alpha[t, j] += before * arcs[i * tags + j]
-                out[t, i, j] = arcs[i * tags + j]
-        total = 0.0
+                now[j] = arcs[0, 0, j]
+        else:
+            for j in range(tags):
+                now[j] = zero
+            for i in range(tags):
+                before, row = alpha[t - 1, i], arcs[t, i]
+                for j in range(tags):
+                    now[j] += before * row[j]
+        total = zero
         for j in range(tags):
-            total += alpha[t, j]
+            total += now[j]
+        product *= total
+        if not 1 / LARGEST < product < LARGEST:
+            log_z += math.log(product)
+            product = 1.0
+        inverse[t] = one / total
         for j in range(tags):
-            alpha[t, j] /= total
-        log_z += math.log(total) + tops[t]
+            now[j] *= inverse[t]
+    return log_z + math.log(product)
+
+
+@summing
+def _backward(
+    arcs: Array, length: int, alpha: Array, inverse: Array, beta: Array, sums: Array, out: Array
+) -> None:
+    """Marginals. Messages back are such that <alpha, beta> = 1 at every position."""
+    tags = arcs.shape[1]
+    one, zero = alpha.dtype.type(1), alpha.dtype.type(0)
     for j in range(tags):
-        beta[j] = 1.0
-    for t in range(length - 1, -1, -1):
-        rows = 1 if t == 0 else tags
-        total = 0.0
-        for i in range(rows):
-            row = out[t, i]
-            a, c, d, e = 0.0, 0.0, 0.0, 0.0
-            for j in range(0, tags - 3, 4):
-                a += row[j] * beta[j]
-                c += row[j + 1] * beta[j + 1]
-                d += row[j + 2] * beta[j + 2]
-                e += row[j + 3] * beta[j + 3]
-            for j in range(tags - tags % 4, tags):
-                a += row[j] * beta[j]
-            sums[i] = (a + c) + (d + e)
-            total += sums[i] if t == 0 else alpha[t - 1, i] * sums[i]
-        for i in range(rows):
-            weight = (1.0 if t == 0 else alpha[t - 1, i]) / total
+        beta[j] = one
+    for t in range(length - 1, 0, -1):
+        total = zero
+        for i in range(tags):
+            weight = alpha[t - 1, i] * inverse[t]
+            row, to = arcs[t, i], out[t, i]
+            ahead = zero
             for j in range(tags):
-                out[t, i, j] = weight * out[t, i, j] * beta[j]
-        top = 0.0
-        for i in range(rows):
-            top = max(top, sums[i])
-        for i in range(rows):
-            beta[i] = sums[i] / top
+                along = row[j] * beta[j]
+                ahead += along
+                to[j] = weight * along
+            sums[i] = ahead
+            total += ahead * alpha[t - 1, i]
+        total = one / total
+        for i in range(tags):
+            beta[i] = sums[i] * total
+    for j in range(tags):
+        out[0, 0, j] = alpha[0, j] * beta[j]
+
+
+@kernel
+def _scaled(
+    scores: Array,
+    length: int,
+    arcs: Array,
+    alpha: Array,
+    inverse: Array,
+    beta: Array,
+    sums: Array,
+    out: Array,
+) -> float:
+    """log Z in probability space, each step normalised; marginals too, unless `out` has no length.
+
+    A message's parts are within exp(2 m) tags of each other, m the largest |score|: nothing that
+    counts underflows, and nothing overflows, where 3 m + 2 log(tags) fits into the exponent's range.
+    """
+    if scores.itemsize == 4:
+        _short_exponentials(scores[0, 0], arcs[0, 0])
+        _short_exponentials(scores[1:length].reshape(-1), arcs[1:length].reshape(-1))
+    else:
+        _exponentials(scores[0, 0], arcs[0, 0])
+        _exponentials(scores[1:length].reshape(-1), arcs[1:length].reshape(-1))
+    log_z = _forward(arcs, length, alpha, inverse)
+    if out.shape[0] > 0:
+        _backward(arcs, length, alpha, inverse, beta, sums, out)
     return log_z
 
 
 @kernel
 def _log_space(scores: Array, length: int, alpha: Array, beta: Array, out: Array) -> float:
-    """Marginals in log space, each step normalised; log Z, -inf where no sequence is left."""
+    """Marginals in log space, unless `out` has no length; log Z, -inf where no sequence is left."""
     tags = scores.shape[1]
     top, total = np.empty(tags), np.empty(tags)
     log_z = 0.0
@@ -190,7 +249,7 @@ def _log_space(scores: Array, length: int, alpha: Array, beta: Array, out: Array
         rest += math.exp(alpha[length - 1, j])
         beta[j] = 0.0
     log_z += math.log(rest)
-    for t in range(length - 1, -1, -1):
+    for t in range(length - 1 if out.shape[0] > 0 else -1, -1, -1):
         rows = 1 if t == 0 else tags
         highest = -np.inf
         for i in range(rows):
@@ -226,75 +285,91 @@ def forward_backward(
     last: int,
     scores: Array,
     lengths: Array,
-    widest: float,
+    narrow: float,
+    wide: float,
     marginals: Array,
     log_z: Array,
 ) -> None:
-    """Marginals of p(z) ~ exp<s, z>, into zeros (n, length, tags, tags), and log Z (n,).
+    """Marginals of p(z) ~ exp<s, z> into (n, length, tags, tags), where that has rows; log Z (n,).
 
-    Instances whose steps spread over no more than `widest` run in probability space, the others in
-    log space.
+    Instances with scores up to `narrow` run in probability space as they are; those with scores up to
+    `wide` below their step's largest in float64; the others in log space.
     """
-    tags = scores.shape[2]
-    alpha = np.empty((scores.shape[1], tags))
-    beta, tops = np.empty(tags), np.empty(scores.shape[1])
+    most, tags = scores.shape[1], scores.shape[2]
+    kind = scores.dtype
+    alpha, inverse = np.empty((most, tags), kind), np.empty(most, kind)
+    beta, sums, arcs = np.empty(tags, kind), np.empty(tags, kind), np.empty((most, tags, tags), kind)
+    long_alpha, long_inverse = np.empty((most, tags)), np.empty(most)
+    long_beta, long_sums = np.empty(tags), np.empty(tags)
+    shifted, long_arcs = np.empty((most, tags, tags)), np.empty((most, tags, tags))
     for b in range(first, last):
-        if _spread(scores[b], lengths[b], tops) <= widest:
-            log_z[b] = _scaled(scores[b], lengths[b], tops, alpha, beta, marginals[b])
+        length = lengths[b]
+        out = marginals[b] if marginals.shape[0] > 0 else scores[0, :0]
+        if out.shape[0] > 0:
+            out[0, 1:] = 0.0
+            out[length:] = 0.0
+        if _largest(scores[b], length) <= narrow:
+            log_z[b] = _scaled(scores[b], length, arcs, alpha, inverse, beta, sums, out)
+            continue
+        taken = _shift(scores[b], length, shifted)
+        if _largest(shifted, length) <= wide:
+            log_z[b] = taken + _scaled(
+                shifted, length, long_arcs, long_alpha, long_inverse, long_beta, long_sums, out
+            )
         else:
-            log_z[b] = _log_space(scores[b], lengths[b], alpha, beta, marginals[b])
+            log_z[b] = _log_space(scores[b], length, long_alpha, long_beta, out)
 
 
-@kernel
+@summing
 def covariance(first: int, last: int, marginals: Array, grad: Array, lengths: Array, out: Array) -> None:
     """The Jacobian of the marginals times grad: Cov(z, <grad, z>), from the marginals alone.
 
     It is mu(arc) (E[<grad, z> | arc] - E<grad, z>), and the conditional mean is a sum over what comes
-    before the arc and what comes after, both Markov. Centred at each step, lest rounding add up.
+    before the arc and what comes after, both Markov. Centred at each step, lest rounding add up: the
+    mean over a step's arcs is then that of the step's own grad.
     """
-    tags = marginals.shape[2]
-    past = np.empty((marginals.shape[1], tags))
-    future, inside, mass = np.empty(tags), np.empty(tags), np.empty(tags)
+    most, tags = marginals.shape[1], marginals.shape[2]
+    kind = marginals.dtype
+    past, mass, mean = np.empty((most, tags), kind), np.empty((most, tags), kind), np.empty(most, kind)
+    future, inside = np.empty(tags, kind), np.empty(tags, kind)
+    zero = marginals.dtype.type(0)
     for b in range(first, last):
-        mu, g, length = marginals[b], grad[b], lengths[b]
+        mu, g, to, length = marginals[b], grad[b], out[b], lengths[b]
+        to[0, 1:] = zero
+        to[length:] = zero
         for t in range(length):
-            rows = 1 if t == 0 else tags
+            now, held = past[t], mass[t]
             for j in range(tags):
-                past[t, j], mass[j] = 0.0, 0.0
-            for i in range(rows):
-                before = 0.0 if t == 0 else past[t - 1, i]
+                now[j], held[j] = zero, zero
+            for i in range(1 if t == 0 else tags):
+                before = zero if t == 0 else past[t - 1, i]
+                chances, pulls = mu[t, i], g[t, i]
                 for j in range(tags):
-                    past[t, j] += mu[t, i, j] * (before + g[t, i, j])
-                    mass[j] += mu[t, i, j]
-            mean = 0.0
+                    now[j] += chances[j] * (before + pulls[j])
+                    held[j] += chances[j]
+            total = zero
             for j in range(tags):
-                mean += past[t, j]
-                past[t, j] = past[t, j] / mass[j] if mass[j] > 0 else 0.0
+                total += now[j]
+            mean[t] = total
             for j in range(tags):
-                past[t, j] -= mean
+                now[j] = now[j] / held[j] - total if held[j] > 0 else -total
         for j in range(tags):
-            future[j] = 0.0
+            future[j] = zero
         for t in range(length - 1, -1, -1):
-            rows = 1 if t == 0 else tags
-            mean, whole = 0.0, 0.0
-            for i in range(rows):
-                before = 0.0 if t == 0 else past[t - 1, i]
-                inside[i], mass[i] = 0.0, 0.0
+            total = zero
+            for i in range(1 if t == 0 else tags):
+                before = (zero if t == 0 else past[t - 1, i]) - mean[t]
+                chances, pulls, pulled = mu[t, i], g[t, i], to[t, i]
+                ahead = zero
                 for j in range(tags):
-                    inside[i] += mu[t, i, j] * (g[t, i, j] + future[j])
-                    mass[i] += mu[t, i, j]
-                mean += inside[i] + before * mass[i]
-                whole += mass[i]
-            mean /= whole
-            for i in range(rows):
-                before = 0.0 if t == 0 else past[t - 1, i]
-                for j in range(tags):
-                    out[b, t, i, j] = mu[t, i, j] * (before + g[t, i, j] + future[j] - mean)
-            ahead = 0.0
-            for i in range(rows):
-                ahead += inside[i]
-            for i in range(rows):
-                future[i] = inside[i] / mass[i] - ahead if mass[i] > 0 else 0.0
+                    along = pulls[j] + future[j]
+                    ahead += chances[j] * along
+                    pulled[j] = chances[j] * (before + along)
+                inside[i] = ahead
+                total += ahead
+            if t > 0:
+                for i in range(tags):
+                    future[i] = inside[i] / mass[t - 1, i] - total if mass[t - 1, i] > 0 else zero
 
 
 @kernel

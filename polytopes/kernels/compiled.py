@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from spigot.polytopes.arrays import library
 
-__all__ = ["kernel"]
+__all__ = ["kernel", "summing"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -30,7 +30,21 @@ def kernel(function: F) -> F:
     kept on disk for the next process, until any file of this folder changes: a kernel holds the code
     of those that it calls, which numba's own check of the kernel's file alone does not see.
     """
-    compiled: Any = library("numba").njit(function, nogil=True, cache=True, error_model="numpy")
+    return _compiled(function, fastmath=False)
+
+
+def summing(function: F) -> F:
+    """The same where sums may be taken in any order, so that the compiler makes vectors of them.
+
+    NaN and inf keep their meaning; nothing in it may rely on the order of additions.
+    """
+    return _compiled(function, fastmath={"reassoc", "contract", "nsz"})
+
+
+def _compiled(function: F, fastmath: Any) -> F:
+    compiled: Any = library("numba").njit(
+        function, nogil=True, cache=True, error_model="numpy", fastmath=fastmath
+    )
     kept: Any = compiled._cache._cache_file
     kept._source_stamp = (kept._source_stamp, SOURCES)
     kept._load_index = _readable(kept._load_index)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spigot.polytopes.arrays import contiguous, library, rows_where, tensor
+from spigot.polytopes.arrays import contiguous, library, room, rows_where, tensor
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.dispatch import SIZED, Road, rule
 from spigot.polytopes.errors import describe_instances, whole_numbers
@@ -156,15 +157,16 @@ class Sequence(Polytope):
                     [0., 0., 1.]])
         """
         length, tags = _fitting(unary, transition, start, end)
+        if start is not None:
+            unary = unary + torch.nn.functional.pad(start[None], (0, 0, 0, length - 1))
+        if end is not None:
+            lengths = torch.tensor(length, device=unary.device) if lengths is None else lengths
+            final = torch.arange(length, device=unary.device) == lengths[..., None] - 1
+            unary = unary + final[..., None] * end
         steps = transition.expand(*transition.shape[:-3], length - 1, tags, tags)
-        first = torch.zeros(tags, tags).to(unary) if start is None else start.expand(tags, tags)
-        before = first.expand(*steps.shape[:-3], 1, tags, tags)
-        scores = unary.unsqueeze(-2) + torch.cat([before, steps], -3)
-        if end is None:
-            return scores
-        lengths = torch.tensor(length, device=unary.device) if lengths is None else lengths
-        final = torch.arange(length, device=unary.device) == lengths[..., None] - 1
-        return scores + final[..., None, None] * end
+        before = torch.nn.functional.pad(steps, (0, 0, 0, 0, 1, 0))
+        total: Tensor = cast(Any, _Sum).apply(unary.unsqueeze(-2), before)
+        return total
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
         """Vertices of tag ids `(*batch, length)`; beyond an instance's length ids are ignored."""
@@ -186,15 +188,31 @@ class Sequence(Polytope):
             )
         ids = torch.where(inside, ids, 0).long()
         before = torch.nn.functional.pad(ids[..., :-1], (1, 0))
-        flat = torch.zeros(*batch, self.length, self.tags**2, device=ids.device)
-        flat = flat.scatter_(-1, (before * self.tags + ids)[..., None], 1.0) * inside[..., None]
-        return flat.reshape(*batch, *self.event_shape).to(torch.get_default_dtype())
+        like = torch.zeros((), device=ids.device)
+        flat = room(like, (*batch, self.length, self.tags**2)).zero_()
+        flat.scatter_(-1, (before * self.tags + ids)[..., None], inside[..., None].to(flat))
+        return flat.reshape(*batch, *self.event_shape)
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Tag ids `(*batch, length)`, -1 in the padding."""
         check_event(self, vertices, "vertices")
         weight, ids = vertices.sum(-2).max(-1)
         return torch.where(weight > 0, ids, -1)
+
+
+class _Sum(torch.autograd.Function):
+    """a + b, broadcast, in large pages: arcs are many more than what they are made of."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.shapes = a.shape, b.shape
+        made = torch.promote_types(a.dtype, b.dtype)
+        shape: tuple[int, ...] = cast(Any, torch).broadcast_shapes(a.shape, b.shape)
+        return torch.add(a, b, out=room(a.new_empty(0, dtype=made), shape))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(grads[0].sum_to_size(shape) for shape in ctx.shapes)
 
 
 def _fitting(
@@ -251,13 +269,18 @@ class Viterbi(Road):
         from spigot.polytopes.kernels.chain import viterbi
 
         scores = _arcs(problem)
-        vertices, best = np.zeros_like(scores), np.zeros(problem.size)
+        vertices, best = np.zeros(scores.shape, scores.dtype), np.zeros(problem.size)
         over_instances(viterbi, problem.size, scores, _lengths(problem), vertices, best)
         return Solution.closed_form(tensor(vertices), _some_left(problem, best))
 
 
-WIDEST: dict[Any, float] = {np.dtype(np.float32): 80.0, np.dtype(np.float64): 200.0}
-"""The spread of a step's scores up to which probabilities do not underflow."""
+RANGE: dict[Any, float] = {np.dtype(np.float32): 87.0, np.dtype(np.float64): 700.0}
+"""Between exp of this and of its negative numbers keep all their digits."""
+
+
+def _limit(kind: Any, tags: int) -> float:
+    """The largest |score| for which probabilities neither underflow nor overflow (see the kernel)."""
+    return (RANGE[np.dtype(kind)] - 2 * math.log(tags)) / 3
 
 
 @rule(Sequence, Gibbs)
@@ -275,12 +298,17 @@ class ForwardBackward(Road):
         marginals, log_z = _marginals(problem, _arcs(problem))
         return Solution.closed_form(tensor(marginals), _some_left(problem, log_z))
 
+    def conjugate(self, problem: Problem) -> Solution:
+        """log Z by the sweep ahead alone; the value is left out."""
+        log_z = _marginals(problem, _arcs(problem), 0)[1]
+        return Solution.closed_form(problem.scores, _some_left(problem, log_z))
+
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
         """Cov(z, <grad, z>), by two sweeps over the marginals."""
         from spigot.polytopes.kernels.chain import covariance
 
         marginals = contiguous(solution.value)
-        pulled = np.zeros_like(marginals)
+        pulled = np.empty_like(marginals)
         sizes = _lengths(problem)
         over_instances(covariance, problem.size, marginals, contiguous(grad), sizes, pulled)
         return tensor(pulled)
@@ -323,12 +351,15 @@ class ForwardBackward(Road):
         return tensor(vertices)
 
 
-def _marginals(problem: Problem, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _marginals(
+    problem: Problem, scores: np.ndarray, rows: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Marginals of the first `rows` instances, all or none, and every log Z."""
     from spigot.polytopes.kernels.chain import forward_backward
 
-    marginals, log_z = np.zeros_like(scores), np.zeros(problem.size)
-    sizes, widest = _lengths(problem), WIDEST[scores.dtype]
-    over_instances(forward_backward, problem.size, scores, sizes, widest, marginals, log_z)
+    marginals, log_z = np.empty_like(scores[:rows]), np.empty(problem.size)
+    limits = [_limit(kind, scores.shape[2]) for kind in (scores.dtype, np.float64)]
+    over_instances(forward_backward, problem.size, scores, _lengths(problem), *limits, marginals, log_z)
     return marginals, log_z
 
 
