@@ -1,4 +1,4 @@
-"""Newton's road where constraints have auxiliary variables, unaided, against formulas and other roads."""
+"""Newton's road where constraints have auxiliary variables or fix parts, unaided, beside other roads."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from spigot.polytopes import (
     NoStructure,
     Permutahedron,
     Polytope,
+    Sequence,
     Shannon,
     SpanningTree,
     Status,
@@ -79,6 +80,7 @@ SETS: dict[str, Polytope] = {
 }
 NONNEGATIVE = [name for name in SETS if name != "l1 ball"]
 every_set = pytest.mark.parametrize("name", SETS)
+alone = pytest.mark.usefixtures("unaided")
 
 
 @pytest.fixture
@@ -98,8 +100,9 @@ def soft_threshold(scores: Tensor, radius: float) -> Tensor:
     return scores.sign() * (size - t).clamp_min(0)
 
 
+@alone
 @pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 30.0, 1000.0])
-def test_l1_ball_is_a_soft_threshold(scale: float, unaided: None) -> None:
+def test_l1_ball_is_a_soft_threshold(scale: float) -> None:
     scores = normal(20, 9, scale=scale).requires_grad_()
     along = normal(20, 9, seed=1)
     y = SETS["l1 ball"].maximize(scores, Euclidean(), solver=Newton())
@@ -109,9 +112,10 @@ def test_l1_ball_is_a_soft_threshold(scale: float, unaided: None) -> None:
     close(pulled[0], pulled[1] if scale else along, 1e-9)
 
 
+@alone
 @every_set
 @pytest.mark.parametrize("scale", [0.0, 0.3, 3.0, 100.0])
-def test_projections_are_certified(name: str, scale: float, unaided: None) -> None:
+def test_projections_are_certified(name: str, scale: float) -> None:
     """A linear program bounds the error; Clarabel's answer is near."""
     found = SETS[name]
     scores = normal(12, *found.event_shape, scale=scale)
@@ -146,9 +150,10 @@ def test_projections_have_the_derivative_of_finite_differences(name: str) -> Non
     assert float(error[generic].max()) < 1e-6
 
 
+@alone
 @pytest.mark.parametrize("name", ["overflow", "largest", "hull", "arborescence", "spanning tree"])
 @pytest.mark.parametrize("scale", [0.0, 0.5, 10.0])
-def test_the_derivative_is_that_of_the_exposed_face(name: str, scale: float, unaided: None) -> None:
+def test_the_derivative_is_that_of_the_exposed_face(name: str, scale: float) -> None:
     """At ties, too, it is Clarabel's."""
     found = SETS[name]
     scores = normal(6, *found.event_shape, scale=scale).requires_grad_()
@@ -158,10 +163,11 @@ def test_the_derivative_is_that_of_the_exposed_face(name: str, scale: float, una
     close(pulled[0], pulled[1], 1e-8)
 
 
+@alone
 @pytest.mark.parametrize("regularizer", ENTROPIES, ids=repr)
 @pytest.mark.parametrize("name", NONNEGATIVE)
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
-def test_entropies_are_certified(name: str, regularizer: Separable, scale: float, unaided: None) -> None:
+def test_entropies_are_certified(name: str, regularizer: Separable, scale: float) -> None:
     """y lies in the set, and no vertex is better along s - phi'(y)."""
     found = SETS[name]
     scores = normal(6, *found.event_shape, scale=scale)
@@ -176,11 +182,10 @@ def test_entropies_are_certified(name: str, regularizer: Separable, scale: float
     close(regularizer.mirror(solution.gradient), solution.value, 1e-10)
 
 
+@alone
 @pytest.mark.parametrize("regularizer", ENTROPIES, ids=repr)
 @pytest.mark.parametrize("name", ["overflow", "largest", "hull"])
-def test_entropies_have_the_derivative_of_finite_differences(
-    name: str, regularizer: Separable, unaided: None
-) -> None:
+def test_entropies_have_the_derivative_of_finite_differences(name: str, regularizer: Separable) -> None:
     found = SETS[name]
     scores = normal(8, *found.event_shape).requires_grad_()
     grad, along = normal(*scores.shape, seed=1), normal(*scores.shape, seed=2)
@@ -200,7 +205,7 @@ def test_entropies_have_the_derivative_of_finite_differences(
 
 
 @pytest.mark.parametrize("regularizer", [Euclidean(), Shannon(), Tsallis(1.5)], ids=repr)
-def test_masks_leave_a_face(regularizer: Separable, unaided: None) -> None:
+def test_masks_leave_a_face(regularizer: Separable) -> None:
     found = SETS["arborescence"]
     keep = torch.rand(5, 4, 4, generator=torch.Generator().manual_seed(1)) > 0.3
     keep |= torch.eye(4, dtype=torch.bool)
@@ -241,19 +246,20 @@ class Budget(Polytope):
         return [y >= 0, y <= 1, z >= y - 0.25, z >= 0, cp.sum(z) <= budget]
 
 
+@alone
 @pytest.mark.parametrize("regularizer", [Euclidean(), FermiDirac()], ids=repr)
-def test_limits_of_each_instance_and_their_derivative(regularizer: Separable, unaided: None) -> None:
+def test_limits_of_each_instance_and_their_derivative(regularizer: Separable) -> None:
     found = Budget(6)
     scores = normal(7, 6, scale=2.0) + 1.0
     budget = torch.linspace(0.3, 2.0, 7, dtype=torch.float64).requires_grad_()
     grad = normal(7, 6, seed=1)
     y = found.maximize(scores, regularizer, params={"budget": budget}, solver=Newton())
     (pulled,) = torch.autograd.grad(y, budget, grad)
-    alone = [
+    single = [
         found.maximize(row, regularizer, params={"budget": b}, solver=Newton())
         for row, b in zip(scores, budget.detach(), strict=True)
     ]
-    assert bool((torch.stack(alone) == y).all())
+    assert bool((torch.stack(single) == y).all())
     ends = [
         found.maximize(scores, regularizer, params={"budget": budget.detach() + step}, solver=Newton())
         for step in (1e-5, -1e-5)
@@ -281,8 +287,8 @@ def test_answers_do_not_depend_on_batch_or_threads() -> None:
     again = found.maximize(scores, Euclidean(), solver=Newton())
     torch.set_num_threads(threads)
     assert bool((whole == again).all())
-    alone = torch.stack([found.maximize(row, Euclidean(), solver=Newton()) for row in scores])
-    assert bool((whole == alone).all())
+    single = torch.stack([found.maximize(row, Euclidean(), solver=Newton()) for row in scores])
+    assert bool((whole == single).all())
 
 
 def test_it_is_the_road_taken() -> None:
@@ -298,3 +304,99 @@ def test_steep_and_peaked_is_answered_by_some_road() -> None:
     solution = found.solve(scores, Shannon(), throw=False)
     assert bool((solution.status == Status.CONVERGED).all())
     assert bool(found.contains(solution.value, tolerance=1e-8).all())
+
+
+def chain_by_shares(scores: Tensor, keep: Tensor) -> Tensor:
+    """A chain's KL projection with the parts that cannot be used left out of the declaration."""
+    length, tags = scores.shape[0], scores.shape[1]
+    index = keep.flatten().nonzero()[:, 0].numpy()
+
+    def constraints(x: cp.Variable) -> list[Any]:
+        y: list[Any] = [0.0] * keep.numel()
+        for place, k in enumerate(index):
+            y[k] = x[place]
+
+        def part(t: int, i: int, j: int) -> Any:
+            return y[(t * tags + i) * tags + j]
+
+        into = [[sum(part(t, i, j) for i in range(tags)) for j in range(tags)] for t in range(length)]
+        out = [[sum(part(t, i, j) for j in range(tags)) for i in range(tags)] for t in range(length)]
+        flows = [into[t][j] == out[t + 1][j] for t in range(length - 1) for j in range(tags)]
+        return [x >= 0, sum(into[0]) == 1, *flows]
+
+    used = scores.flatten()[index]
+    shares = Facets(constraints, (len(index),)).maximize(used, Shannon(), solver=Newton())
+    return (
+        torch.zeros_like(scores).flatten().index_put((torch.as_tensor(index),), shares).view_as(scores)
+    )
+
+
+@alone
+@pytest.mark.parametrize("scale", [0.0, 1.0, 5.0])
+def test_parts_that_rows_fix_at_zero(scale: float) -> None:
+    """Row 0 alone at t = 0: a sum of nonnegative parts that is 0, under a steep entropy."""
+    chain = declared(Sequence(5, 3))
+    scores = normal(3, 5, 3, 3, scale=scale).requires_grad_()
+    solution = chain.solve(scores, Shannon(), solver=Newton())
+    keep = torch.ones(5, 3, 3, dtype=torch.bool)
+    keep[0, 1:] = False
+    wanted = torch.stack([chain_by_shares(row, keep) for row in scores])
+    y = chain.maximize(scores, Shannon(), solver=Newton())
+    close(y, wanted, 1e-9)
+    assert bool((y[:, 0, 1:] == 0).all())
+    assert solution.gradient is not None and bool(solution.gradient.isfinite().all())
+    grad = normal(3, 5, 3, 3, seed=1)
+    pulled = [torch.autograd.grad(value, scores, grad)[0] for value in (y, wanted)]
+    close(pulled[0], pulled[1], 1e-8)
+
+
+@alone
+@pytest.mark.parametrize("regularizer", [Shannon(), FermiDirac()], ids=repr)
+def test_one_fixed_part_fixes_others(regularizer: Separable) -> None:
+    """y_0 = 1 leaves nothing to its row and column of a doubly stochastic matrix."""
+
+    def constraints(y: cp.Variable) -> list[Any]:
+        return [y >= 0, cp.sum(y, 0) == 1, cp.sum(y, 1) == 1, y[0, 0] >= 1]
+
+    y = Facets(constraints, (3, 3)).maximize(normal(4, 3, 3), regularizer, solver=Newton())
+    assert bool((y[:, 0, 0] == 1).all())
+    assert bool((y[:, 0, 1:] == 0).all()) and bool((y[:, 1:, 0] == 0).all())
+    close(y.sum(1), torch.ones(4, 3).double(), 1e-12)
+    inner = Facets(lambda x: [x >= 0, cp.sum(x, 0) == 1, cp.sum(x, 1) == 1], (2, 2))
+    close(y[:, 1:, 1:], inner.maximize(normal(4, 3, 3)[:, 1:, 1:], regularizer), 1e-10)
+
+
+@alone
+def test_masks_fix_parts() -> None:
+    """What masks leave of a row is one part: it is 1, and its column has no other."""
+    found = Facets(lambda y: [y >= 0, cp.sum(y, 0) == 1, cp.sum(y, 1) == 1], (3, 3))
+    keep = torch.ones(2, 3, 3, dtype=torch.bool)
+    keep[0, 0, 1:] = False
+    scores = normal(2, 3, 3)
+    y = found.maximize(scores, Shannon(), keep=keep, solver=Newton())
+    close(y[0, 0], torch.tensor([1.0, 0.0, 0.0]).double(), 0.0)
+    close(y[0, 1:, 0], torch.zeros(2).double(), 0.0)
+    close(y[1], found.maximize(scores[1], Shannon(), solver=Newton()), 1e-12)
+
+
+@dataclass(frozen=True)
+class Shared(Polytope):
+    """{y >= 0 : sum y = 1, y_0 + y_1 = share}: nothing is left of the two where the share is 0."""
+
+    parameters = {"share": ()}  # noqa: RUF012
+    share = 0.5
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (4,)
+
+    def constraints(self, y: cp.Variable, share: Any = 0.5) -> list[Any]:
+        return [y >= 0, cp.sum(y) == 1, y[0] + y[1] == share]
+
+
+@alone
+def test_limits_fix_parts_of_some_instances() -> None:
+    scores, share = normal(3, 4), torch.tensor([0.0, 0.25, 1.0]).double()
+    y = Shared().maximize(scores, Shannon(), params={"share": share}, solver=Newton())
+    first, second = scores[:, :2].softmax(1), scores[:, 2:].softmax(1)
+    close(y, torch.cat([first * share[:, None], second * (1 - share[:, None])], 1), 1e-10)

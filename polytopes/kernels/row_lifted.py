@@ -272,12 +272,13 @@ def _corrected(case: Case, noise: float, low: np.ndarray, work: Work) -> int:
                 state[k] = LOWER if x[k] < case.lower[k] else UPPER
                 x[k] = case.lower[k] if state[k] == LOWER else case.upper[k]
                 changes += 1
-        elif state[k] == LOWER and slope[k] > (case.least[k] if part else 0.0) + tie:
-            state[k] = BETWEEN
-            changes += 1
-        elif state[k] == UPPER and slope[k] < (case.most[k] if part else 0.0) - tie:
-            state[k] = BETWEEN
-            changes += 1
+        else:
+            least = case.least[k] if part else 0.0
+            most = case.most[k] if part else 0.0
+            low_wrong = state[k] == LOWER and slope[k] > least + tie
+            if low_wrong or (state[k] == UPPER and slope[k] < most - tie):
+                state[k] = BETWEEN
+                changes += 1
     for i in range(len(tight)):
         if tight[i]:
             if low[i] == 0.0 and work.v[i] < -tie:

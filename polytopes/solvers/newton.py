@@ -26,6 +26,7 @@ from spigot.polytopes.solvers.batched_newton import BatchedNewton
 from spigot.polytopes.solvers.clarabel import Clarabel
 from spigot.polytopes.solvers.cone import Cvxpy
 from spigot.polytopes.solvers.curve import CURVED, curve_of
+from spigot.polytopes.solvers.forced import tightened
 from spigot.polytopes.solvers.row_solver import RowSolver, known_rows
 from spigot.polytopes.solvers.row_system import fits, ordered, row_system
 from spigot.polytopes.solvers.rows import BindingFace, Rows, stacked_rows
@@ -131,7 +132,8 @@ class _Found:
     gradient: np.ndarray  # (n, d), s - R'v clipped to the bounds' slopes
     beyond: np.ndarray  # (n, m), s - R'v less that
     multiplier: np.ndarray  # (n, rows)
-    state: np.ndarray  # (n, m)
+    below: np.ndarray  # (n, m): which lower bounds bind
+    above: np.ndarray  # (n, m): and upper ones
     tight: np.ndarray  # (n, rows)
     clear: np.ndarray  # (n,)
     steps: np.ndarray  # (n,)
@@ -150,8 +152,8 @@ def _found(problem: Problem, max_steps: int) -> _Found:
     from spigot.polytopes.kernels.row_newton import project
 
     form, regularizer = batch_form(problem), cast(Separable, problem.regularizer)
-    system, box = row_system(form), _box(form, regularizer)
     scores, keep = contiguous(problem.flat_scores), _keep(problem)
+    system, box = row_system(form), _box(form, regularizer, keep)
     (n, d), rows, m = scores.shape, len(system.low), form.variables
     value, slope, state = np.zeros((n, m)), np.zeros((n, m)), np.zeros((n, m), np.int8)
     multiplier, excess = np.zeros((n, rows)), np.zeros((n, rows))
@@ -177,7 +179,8 @@ def _found(problem: Problem, max_steps: int) -> _Found:
         error,
         objective,
     )
-    gradient = np.clip(slope[:, :d], box.least, box.most)
+    given = box.lower[:, :d] >= box.upper[:, :d]
+    gradient = np.where(given, slope[:, :d], np.clip(slope[:, :d], box.least, box.most))
     gradient = np.where(keep, gradient, 0.0) if len(keep) else gradient
     beyond = slope.copy()
     beyond[:, :d] -= gradient
@@ -195,7 +198,7 @@ def _found(problem: Problem, max_steps: int) -> _Found:
         gradient,
         beyond,
         multiplier,
-        state,
+        *_ends(form, state, value),
         tight,
         clear,
         steps,
@@ -220,8 +223,11 @@ def _stray(box: Any, beyond: np.ndarray, state: np.ndarray, d: int) -> np.ndarra
     return np.multiply(wrong, span, out=np.zeros_like(wrong), where=wrong > 0)
 
 
-def _box(form: Canonical, regularizer: Separable) -> Any:
-    """The limits, variables in order; parts' bounds within the regularizer's domain."""
+def _box(form: Canonical, regularizer: Separable, keep: np.ndarray) -> Any:
+    """The limits, variables in order; parts' bounds within the regularizer's domain.
+
+    Where phi is steep, parts that rows fix have equal bounds.
+    """
     from spigot.polytopes.kernels.row_newton import Box
 
     d, order = len(form.columns), ordered(form)
@@ -229,11 +235,31 @@ def _box(form: Canonical, regularizer: Separable) -> Any:
     lower, upper = (np.atleast_2d(bound[..., order]) + 0.0 for bound in (form.lower, form.upper))
     for bound in (lower, upper):
         bound[:, :d] = bound[:, :d].clip(*regularizer.domain) + 0.0
+    if regularizer.steep:
+        lower, upper = _tightened(form, limits, lower, upper, keep)
     least, most = (
         regularizer.gradient(tensor(np.ascontiguousarray(bound[:, :d]))).numpy()
         for bound in (lower, upper)
     )
     return Box(*(np.ascontiguousarray(array) for array in (limits, lower, upper, least, most)))
+
+
+def _tightened(
+    form: Canonical, limits: np.ndarray, lower: np.ndarray, upper: np.ndarray, keep: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`tightened`, once a form where all instances have the same limits and no masks."""
+    if len(keep):
+        shut = np.zeros((len(keep), lower.shape[1]), dtype=bool)
+        shut[:, : keep.shape[1]] = ~keep
+        lower, upper = np.where(shut, 0.0, lower), np.where(shut, 0.0, upper)
+    if len(keep) or form.b.ndim > 1:
+        return tightened(row_system(form), limits, lower, upper)
+    key = limits.tobytes() + lower.tobytes() + upper.tobytes()
+    last, found = form.scratch.get("tightened", (b"", None))
+    if found is None or last != key:
+        found = tightened(row_system(form), limits, lower, upper)
+        form.scratch["tightened"] = key, found
+    return found
 
 
 def _keep(problem: Problem) -> np.ndarray:  # (n, d), or no rows
@@ -259,7 +285,7 @@ def _stacked(form: Canonical, on_rows: np.ndarray, below: np.ndarray, above: np.
 
 def _faces(problem: Problem, found: _Found) -> tuple[Face, ...]:
     """The faces of what binds."""
-    below, above = _ends(found.state)
+    below, above = found.below, found.above
     if problem.keep is None and not problem.params:
         rows = _rows(problem.polytope.canonical)
         binding = _stacked(rows.form, found.tight, below, above)
@@ -277,11 +303,13 @@ def _used(kept: np.ndarray, variables: int) -> np.ndarray:  # (m,)
     return np.append(kept, np.ones(variables - len(kept), dtype=bool))
 
 
-def _ends(state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The variables at their lower and at their upper bounds."""
+def _ends(form: Canonical, state: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which declared bounds the variables are held at: lower and upper ones, `(n, m)`."""
     from spigot.polytopes.kernels.row_newton import GIVEN, LOWER, UPPER
 
-    return (state == LOWER) | (state == GIVEN), (state == UPPER) | (state == GIVEN)
+    order, given = ordered(form), state == GIVEN
+    below = (state == LOWER) | (given & (value <= form.lower[..., order]))
+    return below, (state == UPPER) | (given & (value >= form.upper[..., order]))
 
 
 def _duals(problem: Problem, found: _Found) -> Tensor | None:
