@@ -124,7 +124,7 @@ def ours(task: Task) -> Method:
 
 
 def cvxpylayers(task: Task) -> Iterator[Method]:
-    """The same set and objective, at its defaults."""
+    """The same set and objective, at its defaults, and at a tolerance that comes near our error."""
     layers = peer("cvxpylayers", "torch")
     if layers is None:
         return
@@ -136,7 +136,19 @@ def cvxpylayers(task: Task) -> Iterator[Method]:
         objective = cp.Minimize(cp.sum(cp.rel_entr(y, 1.0)) - cp.sum(cp.multiply(s, y)))
     problem = cp.Problem(objective, task.polytope.constraints(y))
     layer: Any = layers.CvxpyLayer(problem, parameters=[s], variables=[y])
-    yield task.method("cvxpylayers", Kind.PEER, lambda scores: layer(scores)[0], task.few)
+
+    def with_settings(**settings: float) -> Forward:
+        def forward(scores: Tensor) -> Tensor:
+            directions = ("forward", "backward") if scores.requires_grad else ("forward",)
+            threads = {f"n_jobs_{direction}": torch.get_num_threads() for direction in directions}
+            return layer(scores, solver_args={**threads, **settings})[0]
+
+        return forward
+
+    yield task.method("cvxpylayers", Kind.PEER, with_settings(), task.few)
+    if isinstance(task.regularizer, Euclidean):
+        tight = with_settings(eps=1e-8, max_iters=100_000)
+        yield task.method("cvxpylayers at 1e-08", Kind.PEER, tight, task.few)
 
 
 @dataclass(frozen=True)
