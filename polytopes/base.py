@@ -643,6 +643,8 @@ def check_converged(
     accepted: tuple[Status, ...] = (Status.CONVERGED,),
 ) -> None:
     """Raises a ConvergenceError that names the instances and the gaps reached."""
+    if not bool(solution.status.any()):  # Status.CONVERGED is 0
+        return
     # ints, for torch.compile finds no tensor in a comparison with an enumeration's member
     wrong = torch.stack([solution.status.ne(int(status)) for status in accepted]).all(0)
     if not bool(wrong.any()):
@@ -684,8 +686,10 @@ def _certified(problem: Problem, solution: Solution) -> Solution:
     value = solution.value.to(exact.scores)
     if solution.gap is None:
         solution = replace(solution, gap=certificate(exact, value, solution.gradient))
+    omega = exact.regularizer
+    if solution.gradient is None and isinstance(omega, Smooth):
+        solution = replace(solution, gradient=omega.gradient(solution.value))
     if solution.objective is None:
-        omega = exact.regularizer
         penalty = omega.total(value) if isinstance(omega, Smooth) else 0.0
         energy = (exact.scores * value).flatten(1).sum(1)
         solution = replace(solution, objective=energy - penalty)

@@ -463,6 +463,9 @@ def check_domain(polytope: Polytope, regularizer: Regularizer | None) -> None:
         return
     if polytope.varies:
         return  # until its parameters are known
+    known = ("inside", regularizer.domain)
+    if known in polytope.scratch:
+        return
     outside = parts_outside(polytope, *regularizer.domain)
     if bool(outside.any()):
         part = first_part(outside)
@@ -475,6 +478,7 @@ def check_domain(polytope: Polytope, regularizer: Regularizer | None) -> None:
             f"[{lowest:g}, {highest:g}].",
             "Use Euclidean(), or declare constraints that keep every part in the domain.",
         )
+    polytope.scratch[known] = True
 
 
 def which(

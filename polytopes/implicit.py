@@ -6,6 +6,7 @@ The maximiser may be differentiated twice in the scores where its road knows how
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, cast
 
@@ -50,11 +51,11 @@ def conjugate(problem: Problem, road: Road) -> Tensor:  # (n,)
 
 def pull(problem: Problem, road: Road, solution: Solution, grad: Tensor) -> Tensor:
     """The road's vector-Jacobian product; an instance with a non-finite grad gets NaN."""
-    n, grad = problem.size, grad.contiguous()
-    bad = ~torch.isfinite(grad.flatten(1)).all(1)
-    if not bool(bad.any()):
+    grad = grad.contiguous()
+    if math.isfinite(grad.sum().item()):  # one pass, in the usual case
         return road.vjp(problem, solution, grad)
-    column = bad.reshape(n, *[1] * (grad.dim() - 1))
+    bad = ~torch.isfinite(grad.flatten(1)).all(1)
+    column = bad.reshape(problem.size, *[1] * (grad.dim() - 1))
     return torch.where(column, torch.nan, road.vjp(problem, solution, grad.masked_fill(column, 0.0)))
 
 
@@ -69,8 +70,10 @@ def _by_name(problem: Problem, gradients: dict[str, Tensor]) -> list[Tensor]:
 
 def _still(problem: Problem, scores: Tensor) -> Problem:
     """Without a graph."""
-    params = {name: values.detach() for name, values in problem.params.items()}
-    return replace(problem.with_scores(scores.detach()), params=params)
+    still = problem.with_scores(scores.detach())
+    if not problem.params:
+        return still
+    return replace(still, params={name: values.detach() for name, values in problem.params.items()})
 
 
 class _Maximize(torch.autograd.Function):
@@ -84,8 +87,8 @@ class _Maximize(torch.autograd.Function):
             ctx.solution = None
             return torch.zeros_like(scores)
         ctx.road = road
-        ctx.solution = road.solve(ctx.problem)
-        return ctx.solution.value.to(scores, copy=True)  # the user may write into it
+        value, ctx.solution = road.solve(ctx.problem).handed(scores)
+        return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -113,7 +114,7 @@ def check_finite(tensor: Tensor, batch_shape: torch.Size, name: str, below: bool
 def _excluded_by_scores(scores: Tensor, batch_shape: torch.Size) -> Tensor | None:
     """Where the scores are not -inf; None where all are finite."""
     scores = scores.detach()
-    if bool(torch.isfinite(scores.sum())):  # one pass, in the usual case
+    if math.isfinite(scores.sum().item()):  # one pass, in the usual case
         return None
     check_finite(scores, batch_shape, "scores", below=False)
     return ~scores.isneginf()

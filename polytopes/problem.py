@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -134,9 +134,10 @@ class Problem:
 
     def _asking(self, scores: Tensor, regularizer: Regularizer | None, start: Start | None) -> Problem:
         shaped = scores.reshape(self.scores.shape)
-        other = replace(self, scores=shaped, regularizer=regularizer, start=start)
-        if "mask" in self.__dict__ and scores.device == self.scores.device:  # found once, kept
-            other.__dict__["mask"] = self.mask
+        changes = {"scores": shaped.contiguous(), "regularizer": regularizer, "start": start}
+        other = _altered(self, changes)  # with `mask`, if it has been found
+        if scores.device != self.scores.device:
+            vars(other).pop("mask", None)
         return other
 
     def take(self, rows: Tensor) -> Problem:
@@ -218,17 +219,27 @@ class Solution:
     groups: tuple[Group, ...] | None = None  # for the derivative, where the batch was split
     answers: tuple[Solution, ...] | None = None  # for the derivative, of the polytopes it is made of
     asked: Asked | None = None  # what the support are structures of
+    listed: tuple[np.ndarray, np.ndarray] | None = None  # for the derivative: parts, and how many
+    owned: bool = False  # whether the value is memory of its own that the derivative does not read
 
     @classmethod
-    def closed_form(cls, value: Tensor, objective: Tensor, gradient: Tensor | None = None) -> Solution:
+    def closed_form(
+        cls, value: Tensor, objective: Tensor, gradient: Tensor | None = None, **more: Any
+    ) -> Solution:
         """An answer without iterations: (n, *event) values and (n,) objectives."""
         zeros = torch.zeros(value.shape[0], dtype=torch.int64, device=value.device)
-        return cls(value, zeros, zeros, objective=objective, gradient=gradient)
+        return cls(value, zeros, zeros, objective=objective, gradient=gradient, **more)
 
     @property
     def converged(self) -> Tensor:
         """Where `status` is `Status.CONVERGED`, `(*batch,)` of bool."""
         return self.status == Status.CONVERGED
+
+    def handed(self, like: Tensor) -> tuple[Tensor, Solution]:
+        """The value for the user, who may write into it, and what the derivative needs."""
+        if not self.owned or self.value.dtype != like.dtype or self.value.device != like.device:
+            return self.value.to(like, copy=True), self
+        return self.value, _altered(self, {"value": self.value.new_empty(0), "gradient": None})
 
     def batched(self, problem: Problem, dtype: torch.dtype, device: torch.device) -> Solution:
         """The problem's flat solution in the user's batch shape, dtype and device."""
@@ -240,6 +251,17 @@ class Solution:
         }
         placed["asked"] = Asked.of(problem)
         return Solution(**placed)
+
+
+T = TypeVar("T", Problem, Solution)
+
+
+def _altered(item: T, changes: Mapping[str, Any]) -> T:
+    """`replace` without its checks, caches included: it is done several times a call."""
+    other = object.__new__(type(item))
+    vars(other).update(vars(item))
+    vars(other).update(changes)
+    return other
 
 
 def _place(item: Any, batch_shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Any:

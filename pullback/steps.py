@@ -194,10 +194,9 @@ class _Mirror(Steps):
 
         def answer(part: Problem, rows: Tensor) -> Tensor:
             posed = _posed(part, point.dual[rows] - shift[rows])
-            solution = road(part.polytope, self.geometry, solver).solve(posed)
-            assert solution.gradient is not None
-            dual.index_copy_(0, rows, solution.gradient.to(dual))
-            return solution.value
+            moved = self.point(posed, road(part.polytope, self.geometry, solver).solve(posed))
+            dual.index_copy_(0, rows, moved.dual.to(dual))
+            return moved.mu
 
         return Point(_moved(problem.asking(self.geometry), point.mu, shift, answer), dual)
 

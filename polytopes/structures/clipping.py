@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +16,7 @@ from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.structures.budget import Budget
 
-__all__ = ["Clipping", "Largest"]
+__all__ = ["Clipping", "Largest", "rows_and_lengths"]
 
 
 class _Counted(Road):
@@ -39,20 +38,21 @@ class Clipping(_Counted):
 
     def solve(self, problem: Problem) -> Solution:
         """Only parts near the threshold are looked at more than once."""
-        rows, lengths = _arrays(problem)
+        rows, lengths = rows_and_lengths(problem)
         n = len(rows)
         y, multipliers, objective = np.zeros_like(rows), np.zeros((n, 2)), np.zeros(n)
         totals, at_most = contiguous(self.totals(problem)), _budget(problem).at_most
         results = y, multipliers, objective
         over_instances(budget.project, n, rows, lengths, totals, at_most, *results)
         value = tensor(y)
-        solution = Solution.closed_form(value, tensor(objective), value)
-        return replace(solution, duals=tensor(multipliers))
+        return Solution.closed_form(
+            value, tensor(objective), value, duals=tensor(multipliers), owned=True
+        )
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
         """The parts between their bounds centred, where the budget binds."""
         assert solution.duals is not None
-        rows, lengths = _arrays(problem)
+        rows, lengths = rows_and_lengths(problem)
         pulled = np.zeros_like(rows)
         over_instances(
             budget.pull,
@@ -75,7 +75,7 @@ class Largest(_Counted):
 
     def solve(self, problem: Problem) -> Solution:
         """Those above the score of the last rank chosen, found without a sort."""
-        rows, lengths = _arrays(problem)
+        rows, lengths = rows_and_lengths(problem)
         y = np.zeros_like(rows)
         totals = contiguous(self.totals(problem))
         at_most = _budget(problem).at_most
@@ -89,7 +89,7 @@ def _budget(problem: Problem) -> Budget:
     return found
 
 
-def _arrays(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+def rows_and_lengths(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     """Scores `(n, d)`, -inf where excluded, and lengths `(n,)`."""
     n, d = problem.scores.shape
     scores, keep = problem.scores.detach(), problem.keep

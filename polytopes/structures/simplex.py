@@ -14,9 +14,9 @@ from spigot.polytopes.dispatch import SIZED, Road, rule
 from spigot.polytopes.errors import NoStructure, whole_numbers
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
-from spigot.polytopes.regularizers import Euclidean, Gibbs, Separable, Shannon
+from spigot.polytopes.regularizers import Euclidean, Gibbs, Separable, Shannon, Tsallis
 from spigot.polytopes.structures.budget import Budget, BudgetRule
-from spigot.polytopes.structures.clipping import Clipping
+from spigot.polytopes.structures.sparse import Sparse
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -143,17 +143,17 @@ class SimplexBudget(BudgetRule):
         return super().solve(problem)
 
 
-@rule(Simplex, Euclidean)
-class Sparsemax(Clipping):
+@rule(Simplex, Euclidean, Tsallis)
+class Entmax(Sparse):
     """One multiplier, in compiled loops."""
 
     accelerated = SimplexBudget
 
-    def totals(self, problem: Problem) -> Tensor:
-        """One, once each instance has a part left."""
+    def solve(self, problem: Problem) -> Solution:
+        """Once each instance has a part left."""
         if problem.keep is not None:
             _masked(problem)
-        return torch.ones(problem.size, dtype=torch.int64)
+        return super().solve(problem)
 
 
 @rule(Simplex, Gibbs, Shannon)

@@ -267,7 +267,11 @@ def _totals(problem: Problem) -> Tensor:  # (n,)
         NoStructure: the masks leave fewer than k parts.
     """
     d = problem.scores.shape[1]
-    totals = problem.param("k")
+    if "k" not in problem.params:
+        own = torch.full((problem.size,), 0 if _subset(problem).at_most else _subset(problem).total)
+        _check_parts(problem, own)
+        return torch.full_like(own, _subset(problem).total)
+    totals = problem.params["k"]
     if totals.is_floating_point() or totals.dtype == torch.bool:
         raise TypeError(f"Subset: k must be a whole number, got dtype {totals.dtype}.")
     wrong = (totals < 0) | (totals > d)
