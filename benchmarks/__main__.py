@@ -23,7 +23,7 @@ import torch
 from benchmarks.clock import Patience
 from benchmarks.families import FAMILIES
 from benchmarks.peers import missing
-from benchmarks.report import draw, fit_rows, markdown, reading_rows, save, verdict_rows
+from benchmarks.report import draw, draw_curves, fit_rows, markdown, reading_rows, save, verdict_rows
 from benchmarks.results import Fit, Reading, Verdict, fits, measure, verdicts
 from benchmarks.workload import Family, Kind
 
@@ -104,6 +104,11 @@ def main() -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         save(options.out / "results.json", readings, judged, grown, absent)
         drawn = draw(options.out / "growth.png", readings, grown)
+        for family in FAMILIES:
+            own = [reading for reading in readings if reading.family == family.name]
+            if family.curve and own:
+                draw_curves(options.out / f"{family.name}.png", family.curve, own)
+                print(f"written: {options.out / family.name}.png")
         print(
             f"\nwritten: {options.out / 'results.json'}"
             + (f", {options.out / 'growth.png'}" if drawn else "")

@@ -17,7 +17,7 @@ import torch
 from benchmarks.results import Fit, Reading, Verdict
 from benchmarks.workload import Kind
 
-__all__ = ["draw", "fit_rows", "markdown", "reading_rows", "save", "verdict_rows"]
+__all__ = ["draw", "draw_curves", "fit_rows", "markdown", "reading_rows", "save", "verdict_rows"]
 
 COLORS = {Kind.OURS: "tab:blue", Kind.BOUND: "0.6"}
 PEER_COLORS = ("tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:olive")
@@ -153,6 +153,34 @@ def draw(path: Path, readings: Sequence[Reading], fits: Sequence[Fit]) -> bool:
         _panel(ax, fit, readings)
     figure.savefig(path, dpi=120)
     return True
+
+
+def draw_curves(path: Path, axis: str, readings: Sequence[Reading]) -> None:
+    """Every method's time along an axis, a panel for each of the other sizes; at the most threads."""
+    from matplotlib.figure import Figure
+
+    threads = max(reading.threads for reading in readings)
+    panels: defaultdict[str, defaultdict[str, dict[float, float]]] = defaultdict(
+        lambda: defaultdict(dict[float, float])
+    )
+    for reading in readings:
+        rest = ", ".join(str(size) for key, size in reading.sizes.items() if key != axis)
+        if reading.threads == threads:
+            place = panels[f"{rest}, {reading.measure}"][reading.method]
+            place[float(reading.sizes[axis])] = 1e3 * float(np.median(reading.seconds))
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for ax, (title, curves) in zip(axes.flat, panels.items(), strict=True):
+        for name, points in curves.items():
+            ax.loglog(list(points), list(points.values()), marker="o", ms=3, label=name)
+        ax.invert_xaxis()
+        ax.set_title(title, size=9)
+        ax.set_xlabel(axis, size=8)
+        ax.set_ylabel("ms an instance", size=8)
+        ax.tick_params(labelsize=7)
+        ax.grid(which="major", alpha=0.3)
+        ax.legend(fontsize=7, frameon=False)
+    figure.savefig(path, dpi=120)
 
 
 def _panel(ax: Any, fit: Fit, readings: Sequence[Reading]) -> None:

@@ -115,6 +115,7 @@ class Family:
         workloads: made one at a time; with `smoke` few and small.
         growth: the axes along which our cost is fitted.
         threads: how many threads to measure with, where more than the command's make no sense.
+        curve: a size along which every method's time is drawn, in a figure of the family's own.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Family:
     workloads: Callable[[bool], Iterator[Workload]]
     growth: tuple[Growth, ...] = field(default=())
     threads: tuple[int, ...] | None = None
+    curve: str = ""
 
 
 def calls(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.families import engine, sequences, simplex, trees
+from benchmarks.families import anytime, engine, sequences, simplex, trees
 from benchmarks.workload import Family
 
 __all__ = ["FAMILIES"]
@@ -11,6 +11,7 @@ FAMILIES: tuple[Family, ...] = (
     *simplex.FAMILIES,
     *engine.FAMILIES,
     *trees.FAMILIES,
+    *anytime.FAMILIES,
     *sequences.FAMILIES,
 )
 """In the order in which they are measured."""
