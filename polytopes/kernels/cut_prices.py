@@ -18,9 +18,8 @@ import numpy as np
 from spigot.polytopes.kernels.cholesky import substitute
 from spigot.polytopes.kernels.compiled import kernel
 from spigot.polytopes.kernels.separation import Cuts, Use
-from spigot.polytopes.kernels.vectors import simplex_level
 
-__all__ = ["Columns", "Trial", "curvature", "heads", "minimise", "solve"]
+__all__ = ["Columns", "Trial", "curvature", "heads", "hold", "minimise", "solve"]
 
 Array = np.ndarray
 STEPS, HALVINGS, PROBES = 100, 6, 60
@@ -29,14 +28,15 @@ NEAR = 1e3  # tolerances: as good as rounding allows, where no more steps help
 
 
 class Columns(NamedTuple):
-    """The words' scores, and the heads that their sparsemax has to look at."""
+    """The words' scores, the cuts that hold them, and the heads that a sparsemax has to look at."""
 
     scores: Array  # (n, n), [dependent, head], the dependent itself for the root; 0 at the best
-    ranked: Array  # (n,), bool: whether
-    rank: Array  # (n, n), int32, has the heads in the order of their scores
-    near: Array  # (n,), int32: candidates of the word just looked at,
-    lowered: Array  # (n,), and their scores less the cuts' prices
-    holding: Array  # (cuts,), int32: the cuts that hold a word
+    holding: Array  # (n, cuts), int32: the cuts that hold a word,
+    held: Array  # (n,), int32: and how many these are
+    lowered: Array  # (n,): the scores of the word just looked at less the cuts' prices,
+    near: Array  # (n,), int32: its candidates,
+    short: Array  # (n,): and their lowered scores, 0 at the best
+    level: Array  # (n,): each word's threshold
 
 
 class Trial(NamedTuple):
@@ -46,7 +46,7 @@ class Trial(NamedTuple):
     steep: Array
     price: Array
     free: Array  # int32
-    common: Array  # int32
+    common: Array  # (2, cuts), int32
     order: Array  # int32
     move: Array
     matrix: Array  # (cuts, cuts)
@@ -60,98 +60,91 @@ def _copy(source: Array, count: int, target: Array) -> None:
 
 
 @kernel
-def _sort(keys: Array, m: int, order: Array) -> None:
-    """Positions by descending keys (Shell's sort)."""
-    for j in range(m):
-        order[j] = j
-    gap = m // 2
-    while gap > 0:
-        for j in range(gap, m):
-            moved = order[j]
-            at = j
-            while at >= gap and keys[order[at - gap]] < keys[moved]:
-                order[at] = order[at - gap]
-                at -= gap
-            order[at] = moved
-        gap //= 2
-
-
-@kernel
-def _candidates(
-    columns: Columns, d: int, m: int, cuts: Cuts, price: Array, count: int, slack: float
-) -> int:
-    """The heads within 1 + slack of the best one, and their lowered scores; how many."""
-    scores = columns.scores[d]
-    held, gain = 0, 0.0
+def hold(columns: Columns, m: int, cuts: Cuts, count: int) -> None:
+    """Lists the cuts that hold each word."""
+    for d in range(m):
+        columns.held[d] = 0
     for k in range(count):
-        if cuts.inside[k, d] and price[k] != 0.0:
-            columns.holding[held] = k
-            held += 1
-            gain = max(gain, -price[k])
-    if held > 0 and not columns.ranked[d]:
-        _sort(scores, m, columns.rank[d])
-        columns.ranked[d] = True
-    number, best = 0, -np.inf if held > 0 else 0.0
-    for j in range(m):
-        h: int = columns.rank[d, j] if held > 0 else j
-        value = np.float64(scores[h])
-        if value + gain < best - 1.0 - slack:
-            if held > 0:
-                break
-            continue
-        if h != d:
-            for k in range(held):
-                if cuts.inside[columns.holding[k], h]:
-                    value -= price[columns.holding[k]]
-        best = max(best, value)
-        columns.near[number], columns.lowered[number] = h, value
-        number += 1
-    return number
+        for j in range(cuts.members[k, -1]):
+            d = cuts.members[k, j]
+            columns.holding[d, columns.held[d]] = k
+            columns.held[d] += 1
 
 
 @kernel
 def heads(
-    columns: Columns, d: int, m: int, cuts: Cuts, price: Array, count: int, slack: float, use: Use
-) -> tuple[int, float]:
-    """The sparsemax over word d's heads, into row d of `use`: how many candidates, the threshold."""
-    near, lowered = columns.near, columns.lowered
-    number = _candidates(columns, d, m, cuts, price, count, slack)
-    best, bound = simplex_level(lowered, number)
-    kept = 0
-    for j in range(number):
-        if lowered[j] - best > bound:
-            use.head[d, kept], use.share[d, kept] = near[j], lowered[j] - best - bound
-            kept += 1
-    use.size[d] = kept
-    return number, best + bound
+    columns: Columns, first: int, last: int, m: int, cuts: Cuts, price: Array, slack: float, use: Use
+) -> int:
+    """The sparsemax over each word's heads, into rows of `use`; words first to last - 1.
+
+    Thresholds go to `columns.level`. Returns how many candidates the last word has: the heads within
+    1 + slack of the best one.
+    """
+    scores, holding, held, lowered, near, short, level = columns
+    inside, head, share, size = cuts.inside, use.head, use.share, use.size
+    number = 0
+    for d in range(first, last):
+        for h in range(m):
+            lowered[h] = scores[d, h]
+        for j in range(held[d]):
+            k = holding[d, j]
+            cost = price[k]
+            if cost != 0.0:
+                for h in range(m):
+                    lowered[h] -= cost * inside[k, h]
+        lowered[d] = scores[d, d]
+        a, b = lowered[0], lowered[0]  # the largest, by two chains of comparisons
+        for j in range(m // 2):
+            a, b = max(a, lowered[2 * j]), max(b, lowered[2 * j + 1])
+        best = max(max(a, b), lowered[m - 1])
+        least = best - 1.0 - slack
+        number = 0
+        for h in range(m):
+            near[number], short[number] = h, lowered[h] - best
+            number += lowered[h] >= least
+        bound, active = -2.0, number + 1
+        while True:  # means over ever fewer heads
+            total, kept = 0.0, 0
+            for j in range(number):
+                if short[j] > bound:
+                    total += short[j]
+                    kept += 1
+            if kept >= active:
+                break
+            bound, active = (total - 1.0) / kept, kept
+        kept = 0
+        for j in range(number):
+            if short[j] > bound:
+                head[d, kept], share[d, kept] = near[j], short[j] - bound
+                kept += 1
+        size[d] = kept
+        level[d] = best + bound
+    return number
 
 
 @kernel
 def _evaluate(
     columns: Columns, m: int, cuts: Cuts, price: Array, count: int, use: Use, slope: Array
 ) -> float:
-    """The dual's value and its gradient `slope`: |S| - 1 less the arcs inside S.
-
-    Only words that some cut holds are looked at.
-    """
+    """The dual's value and its gradient `slope`: |S| - 1 less the arcs inside S."""
+    heads(columns, 0, m, m, cuts, price, 0.0, use)
     value = 0.0
-    for d in range(m):
-        held = False
-        for k in range(count):
-            held = held or cuts.inside[k, d]
-        if held:
-            _, level = heads(columns, d, m, cuts, price, count, 0.0, use)
-            value += level
-            for e in range(use.size[d]):
-                value += 0.5 * use.share[d, e] * use.share[d, e]
+    inside, members, holding, held, level = (
+        cuts.inside, cuts.members, columns.holding, columns.held, columns.level,
+    )  # fmt: skip
+    head, share, size = use.head, use.share, use.size
     for k in range(count):
-        slope[k] = cuts.members[k, -1] - 1.0
+        slope[k] = members[k, -1] - 1.0
         value += price[k] * slope[k]
-        for j in range(cuts.members[k, -1]):
-            d = cuts.members[k, j]
-            for e in range(use.size[d]):
-                if use.head[d, e] != d and cuts.inside[k, use.head[d, e]]:
-                    slope[k] -= use.share[d, e]
+    for d in range(m):
+        value += level[d]
+        for e in range(size[d]):
+            part = share[d, e]
+            value += 0.5 * part * part
+            h = head[d, e]
+            for j in range(held[d] if h != d else 0):
+                k = holding[d, j]
+                slope[k] -= part * inside[k, h]
     return value
 
 
@@ -159,30 +152,41 @@ def _evaluate(
 def curvature(
     m: int, inside: Array, use: Use, free: Array, number: int, shift: float, common: Array, matrix: Array
 ) -> None:
-    """The dual's generalised Hessian on the free cuts: a word's is sparsemax's, I - 1 1' / size."""
+    """The dual's generalised Hessian on the free cuts: a word's is sparsemax's, I - 1 1' / size.
+
+    A cut that holds all of a word's heads in use, or none, has none there. `common` (2, cuts) is
+    workspace.
+    """
     for a in range(number):
-        matrix[a, : a + 1] = 0.0
+        for b in range(a):
+            matrix[a, b] = 0.0
         matrix[a, a] = shift
+    head, sizes = use.head, use.size
     for d in range(m):
-        size: int = use.size[d]
+        size: int = sizes[d]
+        if size == 1:
+            continue
+        found = 0
         for a in range(number):
-            common[a] = 0
-            if inside[free[a], d]:
-                for e in range(size):
-                    if use.head[d, e] != d and inside[free[a], use.head[d, e]]:
-                        common[a] += 1
-        for a in range(number):
-            if common[a] == 0:
+            k = free[a]
+            if not inside[k, d]:
                 continue
-            for b in range(a + 1):
-                if common[b] == 0:
-                    continue
+            here = 0
+            for e in range(size):
+                h = head[d, e]
+                here += h != d and inside[k, h] != 0
+            if 0 < here < size:
+                common[0, found], common[1, found] = a, here
+                found += 1
+        for i in range(found):
+            a = common[0, i]
+            for j in range(i + 1):
+                b = common[0, j]
                 both = 0
                 for e in range(size):
-                    h = use.head[d, e]
-                    if h != d and inside[free[a], h] and inside[free[b], h]:
-                        both += 1
-                matrix[a, b] += both - common[a] * common[b] / size
+                    h = head[d, e]
+                    both += h != d and inside[free[a], h] != 0 and inside[free[b], h] != 0
+                matrix[a, b] += both - common[1, i] * common[1, j] / size
 
 
 @kernel
@@ -232,12 +236,12 @@ def _direct(
         ending = cuts.price[k] > 0.0 and cuts.price[k] * trial.matrix[a, a] <= trial.slope[k]
         if ending and not (equation and k == 0):
             continue
-        trial.common[kept] = a
+        trial.common[0, kept] = a
         for b in range(kept + 1):
-            trial.matrix[kept, b] = trial.matrix[a, trial.common[b]]
+            trial.matrix[kept, b] = trial.matrix[a, trial.common[0, b]]
         kept += 1
     for a in range(number - 1, -1, -1):  # those that end go last
-        if kept > 0 and trial.common[kept - 1] == a:
+        if kept > 0 and trial.common[0, kept - 1] == a:
             kept -= 1
             trial.order[kept] = trial.free[a]
         else:
@@ -329,17 +333,20 @@ def _search(
 
 @kernel
 def minimise(
-    columns: Columns, m: int, cuts: Cuts, count: int, equation: bool, tolerance: float, use: Use,
-    trial: Trial,
+    columns: Columns, m: int, cuts: Cuts, count: int, equation: bool, tolerance: float, goal: float,
+    use: Use, trial: Trial,
 ) -> tuple[int, float]:  # fmt: skip
-    """Moves the prices to D's minimum over prices >= 0, the first of either sign with `equation`.
+    """Moves the prices towards D's minimum over prices >= 0, the first of either sign with `equation`.
+
+    Until no cut is violated by more than `goal`, which is at least the tolerance of rounding.
 
     Returns the steps taken, and the largest violation left.
     """
+    hold(columns, m, cuts, count)
     value = _evaluate(columns, m, cuts, cuts.price, count, use, trial.slope)
     residual = _residual(cuts.price, trial.slope, count, equation, tolerance)
     for step in range(STEPS):
-        if residual <= tolerance:
+        if residual <= goal:
             return step, residual
         number = _direct(m, cuts, count, equation, residual, tolerance, use, trial)
         reached = _shoot(

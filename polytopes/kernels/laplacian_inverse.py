@@ -27,7 +27,7 @@ BIAS, SHIFT = 1023, 52  # of a double's exponent
 
 @kernel
 def _exponentials(values: Array, bits: Array, m: int) -> None:
-    """exp of the first values, at most 0 each, in place: 2^k exp(r), |r| <= log(2) / 2, by its series."""
+    """exp of the first values, at most 0 each, in place: 2^k exp(r), |r| <= log(2) / 2, by a series."""
     powers = bits.view(np.float64)
     for j in range(m):
         value = values[j]

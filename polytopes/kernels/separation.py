@@ -18,7 +18,7 @@ class Cuts(NamedTuple):
     """Sets of words, at most `len(inside)` of them, with the multipliers of their inequalities."""
 
     members: Array  # (cuts, n + 1), int32: the words of each, their number last
-    inside: Array  # (cuts, n), bool
+    inside: Array  # (cuts, n): 1 for a word of the cut, 0 for others
     price: Array  # (cuts,)
 
 
@@ -51,7 +51,7 @@ def join(cuts: Cuts, k: int, m: int, price: float) -> None:
     """Completes cut k from its row of `inside`."""
     number = 0
     for x in range(m):
-        if cuts.inside[k, x]:
+        if cuts.inside[k, x] > 0.0:
             cuts.members[k, number] = x
             number += 1
     cuts.members[k, -1] = number
@@ -171,29 +171,32 @@ def _entering(m: int, use: Use, inside: Array) -> float:
     """The sum of the arcs into a set."""
     total = 0.0
     for d in range(m):
-        for e in range(use.size[d] if inside[d] else 0):
-            if use.head[d, e] == d or not inside[use.head[d, e]]:
+        for e in range(use.size[d] if inside[d] > 0.0 else 0):
+            if use.head[d, e] == d or inside[use.head[d, e]] == 0.0:
                 total += use.share[d, e]
     return total
 
 
 @kernel
-def separate(m: int, use: Use, tolerance: float, cuts: Cuts, count: int, net: Network) -> int:
-    """Adds violated cuts at price 0, no word in two of them; how many cuts there are then.
+def separate(
+    m: int, use: Use, tolerance: float, cuts: Cuts, count: int, net: Network
+) -> tuple[int, float]:
+    """Adds violated cuts at price 0, no word in two of them.
 
-    A word that one unit reaches is in no violated set: it counts as the root from then on (Padberg and
+    Returns how many cuts there are then, and by how much one of the new ones is violated at most. A
+    word that one unit reaches is in no violated set: it counts as the root from then on (Padberg and
     Wolsey).
     """
     _link(m, use, net)
     _outwards(m, use, net)
     net.proven[:m] = False
     stamp = 1
-    old = count
+    old, worst = count, 0.0
     for j in range(m):
         sink: int = net.order[j]
         covered = count == len(cuts.inside)
         for k in range(old, count):
-            covered = covered or cuts.inside[k, sink]
+            covered = covered or cuts.inside[k, sink] > 0.0
         if covered:
             continue
         net.flow[: net.begin[m]] = 0.0
@@ -206,10 +209,12 @@ def separate(m: int, use: Use, tolerance: float, cuts: Cuts, count: int, net: Ne
             net.proven[sink] = True
             continue
         for x in range(m):
-            cuts.inside[count, x] = net.seen[x] == stamp
-        if _entering(m, use, cuts.inside[count]) >= 1.0 - tolerance:  # but for shares too small to fill
+            cuts.inside[count, x] = 1.0 if net.seen[x] == stamp else 0.0
+        entering = _entering(m, use, cuts.inside[count])
+        if entering >= 1.0 - tolerance:  # but for shares too small to fill
             net.proven[sink] = True
             continue
+        worst = max(worst, 1.0 - entering)
         join(cuts, count, m, 0.0)
         count += 1
-    return count
+    return count, worst

@@ -19,7 +19,7 @@ import numpy as np
 
 from spigot.polytopes.kernels.arborescence import contract, forest
 from spigot.polytopes.kernels.compiled import kernel
-from spigot.polytopes.kernels.cut_prices import Columns, Trial, curvature, heads, minimise, solve
+from spigot.polytopes.kernels.cut_prices import Columns, Trial, curvature, heads, hold, minimise, solve
 from spigot.polytopes.kernels.separation import Cuts, Network, Use, join, separate
 
 __all__ = ["project_trees", "pull_trees"]
@@ -28,6 +28,7 @@ Array = np.ndarray
 ROUNDS = 300
 ACCEPTED = 1e-8  # a violation, where rounding allows no better
 ROUNDING = 2.0**-52
+FIRST, SHARE = 0.3, 0.3  # violations left before cuts are sought: at first, and of the worst found then
 PEAKED = 1.5  # heads in use a word, on average: at fewer, start from the linear program's multipliers
 
 
@@ -36,7 +37,6 @@ def _load(scores: Array, m: int, columns: Columns) -> float:
     """Each word's scores less the best one; the widest range."""
     width = 1.0
     for d in range(m):
-        columns.ranked[d] = False
         best, worst = -np.inf, np.inf
         for h in range(m):
             value = np.float64(scores[h, d])
@@ -72,7 +72,7 @@ def _contracted(m: int, nodes: int, parent: Array, paid: Array, equation: bool, 
             at = x
             while 0 <= at < v:
                 at = parent[at]
-            cuts.inside[count, x] = at == v
+            cuts.inside[count, x] = 1.0 if at == v else 0.0
         join(cuts, count, m, -paid[v])
         if equation and cuts.members[count, -1] == m:
             cuts.price[0] = -paid[v]
@@ -96,10 +96,10 @@ def project_trees(
     n, most = scores.shape[1], found.shape[1]
     f = forest(n)
     columns = Columns(
-        np.empty((n, n)), np.empty(n, np.bool_), np.empty((n, n), np.int32), np.empty(n, np.int32),
-        np.empty(n), np.empty(most, np.int32),
+        np.empty((n, n)), np.empty((n, most), np.int32), np.zeros(n, np.int32), np.empty(n),
+        np.empty(n + 1, np.int32), np.empty(n + 1), np.empty(n),
     )  # fmt: skip
-    cuts = Cuts(np.empty((most, n + 1), np.int32), np.empty((most, n), np.bool_), np.empty(most))
+    cuts = Cuts(np.empty((most, n + 1), np.int32), np.empty((most, n)), np.empty(most))
     use = Use(np.empty((n, n), np.int32), np.empty((n, n)), np.empty(n, np.int32))
     net = Network(
         np.empty(n + 1, np.int32), np.empty(n + 1, np.int32), np.empty(n * n, np.int32),
@@ -108,43 +108,49 @@ def project_trees(
     )  # fmt: skip
     trial = Trial(
         np.empty(most), np.empty(most), np.empty(most), np.empty(most, np.int32),
-        np.empty(most, np.int32), np.empty(most, np.int32), np.empty(most), np.empty((most, most)),
+        np.empty((2, most), np.int32), np.empty(most, np.int32), np.empty(most), np.empty((most, most)),
     )  # fmt: skip
     for i in range(first, last):
         m: int = lengths[i]
         tolerance = 8.0 * ROUNDING * _load(scores[i], m, columns) * m
         count = 0
         if single_root:
-            cuts.inside[0, :m] = True
+            cuts.inside[0, :m] = 1.0
             join(cuts, 0, m, 0.0)
             count = 1
         used = 0
+        hold(columns, m, cuts, 0)
+        heads(columns, 0, m, m, cuts, cuts.price, 0.0, use)
         for d in range(m):
-            heads(columns, d, m, cuts, cuts.price, 0, 0.0, use)
             used += use.size[d]
         if used < PEAKED * m:
             nodes = contract(scores[i], m, single_root, f)
             count = _contracted(m, nodes, f.parent, f.price, single_root, cuts)
         steps[i] = 0
         done = False
+        goal = tolerance if count > 0 else FIRST
         for rounds in range(ROUNDS):
-            taken, residual = minimise(columns, m, cuts, count, single_root, tolerance, use, trial)
+            taken, residual = minimise(
+                columns, m, cuts, count, single_root, tolerance, goal, use, trial
+            )  # fmt: skip
             steps[i] += taken
-            done = taken == 0 and rounds > 0  # what joined was violated by rounding alone
-            if residual > max(ACCEPTED, 10.0 * tolerance) or done:
+            exact = goal <= tolerance
+            done = exact and taken == 0 and rounds > 0  # what joined was violated by rounding alone
+            if residual > max(ACCEPTED, 10.0 * tolerance, goal) or done:
                 break
-            for d in range(m):
-                heads(columns, d, m, cuts, cuts.price, count, 0.0, use)
+            heads(columns, 0, m, m, cuts, cuts.price, 0.0, use)
             count = _leave(cuts, count, m, single_root)
             old = count
-            count = separate(m, use, max(10.0 * tolerance, 2.0 * residual), cuts, count, net)
-            done = count == old
+            count, worst = separate(m, use, max(10.0 * tolerance, 2.0 * residual), cuts, count, net)
+            done = exact and count == old
             if done or count == most:
                 break
+            goal = max(tolerance, SHARE * worst)
+        hold(columns, m, cuts, count)
         for d in range(m):
-            number, level = heads(columns, d, m, cuts, cuts.price, count, tie, use)
+            number = heads(columns, d, d + 1, m, cuts, cuts.price, tie, use)
             for j in range(number):
-                if columns.lowered[j] >= level - tie:
+                if columns.lowered[columns.near[j]] >= columns.level[d] - tie:
                     free[i, columns.near[j], d] = 2
             for e in range(use.size[d]):
                 out[i, use.head[d, e], d] = use.share[d, e]
@@ -154,7 +160,7 @@ def project_trees(
         for k in range(count):
             if cuts.price[k] > tie or (single_root and k == 0):
                 for x in range(m):
-                    found[i, binding[i], x] = cuts.inside[k, x]
+                    found[i, binding[i], x] = cuts.inside[k, x] > 0.0
                 binding[i] += 1
         if not done:
             steps[i] = -1
@@ -171,7 +177,7 @@ def pull_trees(
     """
     n, most = grad.shape[1], found.shape[1]
     use = Use(np.empty((n, n), np.int32), np.empty((n, n)), np.empty(n, np.int32))
-    every, common = np.empty(most, np.int32), np.empty(most, np.int32)
+    every, common = np.empty(most, np.int32), np.empty((2, most), np.int32)
     for a in range(most):
         every[a] = a
     move, matrix = np.empty(most), np.empty((most, most))
