@@ -197,10 +197,10 @@ class Solution:
         support: vertices whose mixture is y, `(*batch, m, *event)`, padded with zeros.
         weights: the mixture's weights, `(*batch, m)`, zero at padding.
         duals: multipliers of the canonical rows (equalities, inequalities, lower bounds, upper
-            bounds, in this order), `(*batch, rows)`.
+            bounds, in this order), `(*batch, rows)`; NaN for an instance without.
         integral: whether the answer was found to be a vertex, `(*batch,)`.
 
-    Handed to a later call as `start=`, it is where a road that works on vertices begins.
+    Handed to a later call as `start=`, it is where a road that works on vertices or multipliers begins.
     """
 
     value: Tensor

@@ -1,4 +1,4 @@
-"""Where a solver may begin: the vertices of an earlier answer, or what a cache keeps of an example.
+"""Where a solver may begin: an earlier answer's vertices or multipliers, or what a cache keeps.
 
 A start changes how many steps an answer takes, never the answer.
 """
@@ -79,6 +79,7 @@ class Start:
     marks: list[bytes]
     rows: list[int]
     shape: tuple[int, ...]  # of the event that the memory holds
+    duals: Array | None = None  # (n, multipliers) by flat row; NaN where there are none
 
     def take(self, rows: Tensor) -> Start:
         """Some of the instances."""
@@ -114,6 +115,14 @@ class Start:
             weights[((vertices != 0) & excluded[:, None]).any(2)] = 0.0
         return vertices, weights
 
+    def multipliers(self, problem: Problem, count: int) -> Array | None:
+        """The instances' multipliers `(n, count)`, 0 where unknown; None where none are of that many."""
+        known = self.duals
+        if known is None or known.shape[1] != count or problem.polytope is not self.polytope:
+            return None
+        mine = known[self.rows]
+        return np.where(np.isfinite(mine).all(1, keepdims=True), mine, 0.0)
+
     def remember(self, problem: Problem, supports: Sequence[Support]) -> None:
         """Takes newer supports, one an instance."""
         if problem.polytope is not self.polytope or not self.memory.learns:
@@ -134,15 +143,18 @@ def started(problem: Problem, start: Solution | CachedSupports) -> Problem:
     """
     from spigot.polytopes.problem import Solution
 
+    duals: Array | None = None
     if isinstance(start, CachedSupports):
         memory, shape = start, start.batch_shape
         start.cache.bind(problem.polytope)
     elif isinstance(start, Solution):  # pyright: ignore[reportUnnecessaryIsInstance]
         memory, shape = _Earlier.of(start), tuple(start.status.shape)
+        if start.duals is not None:
+            duals = contiguous(start.duals.double().reshape(start.status.numel(), -1))
         if start.asked is not None and not _alike(start.asked.polytope, problem.polytope):
             raise ValueError(
                 f"start is a solution over {start.asked.polytope}, not over {problem.polytope}: its "
-                "support are other structures. Leave start out."
+                "support and multipliers are of another set. Leave start out."
             )
     else:
         raise TypeError(
@@ -154,9 +166,8 @@ def started(problem: Problem, start: Solution | CachedSupports) -> Problem:
         )
     marks = Asked.of(problem).marks(problem.size)
     event = tuple(problem.scores.shape[1:])
-    return replace(
-        problem, start=Start(memory, problem.polytope, marks, list(range(problem.size)), event)
-    )
+    rows = list(range(problem.size))
+    return replace(problem, start=Start(memory, problem.polytope, marks, rows, event, duals))
 
 
 def _alike(a: Polytope, b: Polytope) -> bool:

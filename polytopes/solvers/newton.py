@@ -59,6 +59,9 @@ class Newton(RowSolver):
     method's steps in z. What is not proven at the end goes to `Clarabel` or `Cvxpy`, one instance
     at a time.
 
+    `start=` takes a `Solution` over the same set: Newton's method begins at its multipliers (an
+    interior point, where auxiliary variables need one, begins anew).
+
     Args:
         max_steps: steps an instance, before the others take it.
 
@@ -100,7 +103,7 @@ class Newton(RowSolver):
         local = problem.on_cpu()
         found = _found(local, self.max_steps)
         sure = found.proven & found.clear
-        faces = _faces(local, found)
+        faces, duals = _faces(local, found), _duals(local, found)
         if not sure.all():
             faces = _backed_up(local, found, faces)
         shape = problem.scores.shape
@@ -111,7 +114,7 @@ class Newton(RowSolver):
             gap=tensor(found.gap) if sure.all() and np.isfinite(found.gap).all() else None,
             objective=tensor(found.objective),
             gradient=tensor(found.gradient).reshape(shape),
-            duals=_duals(local, found) if sure.all() else None,
+            duals=duals,
             faces=faces,
         )
 
@@ -156,7 +159,7 @@ def _found(problem: Problem, max_steps: int) -> _Found:
     system, box = row_system(form), _box(form, regularizer, keep)
     (n, d), rows, m = scores.shape, len(system.low), form.variables
     value, slope, state = np.zeros((n, m)), np.zeros((n, m)), np.zeros((n, m), np.int8)
-    multiplier, excess = np.zeros((n, rows)), np.zeros((n, rows))
+    multiplier, excess = _begin(problem, form, system.low), np.zeros((n, rows))
     tight, clear = np.zeros((n, rows), bool), np.zeros(n, bool)
     steps, error, objective = np.zeros(n, np.int64), np.zeros(n), np.zeros(n)
     over_instances(
@@ -206,6 +209,18 @@ def _found(problem: Problem, max_steps: int) -> _Found:
         np.where(good, int(Status.CONVERGED), int(Status.INACCURATE)),
         objective,
     )
+
+
+def _begin(problem: Problem, form: Canonical, low: np.ndarray) -> np.ndarray:  # (n, rows)
+    """Multipliers to begin at: those of `start=`, where it has any, and 0."""
+    known = None
+    if problem.start is not None:
+        one = form if form.b.ndim == 1 else form.instance(0)
+        bounds = int(np.isfinite(one.lower).sum() + np.isfinite(one.upper).sum())
+        known = problem.start.multipliers(problem, len(low) + bounds)
+    if known is None:
+        return np.zeros((problem.size, len(low)))
+    return np.maximum(known[:, : len(low)], low)
 
 
 def _inner(scores: np.ndarray, value: np.ndarray) -> np.ndarray:  # (n,)
@@ -313,13 +328,14 @@ def _ends(form: Canonical, state: np.ndarray, value: np.ndarray) -> tuple[np.nda
 
 
 def _duals(problem: Problem, found: _Found) -> Tensor | None:
-    """The multipliers, where all instances have the same rows."""
+    """The multipliers, where all instances have the same rows; NaN where they are not proven."""
     if problem.keep is not None:
         return None
     form = batch_form(problem)
     form = form if form.b.ndim == 1 else form.instance(0)
     below, above = np.maximum(-found.beyond, 0.0), np.maximum(found.beyond, 0.0)
-    return tensor(_stacked(form, found.multiplier, below, above))
+    multipliers = _stacked(form, found.multiplier, below, above)
+    return tensor(np.where(found.proven[:, None], multipliers, np.nan))
 
 
 def _backed_up(problem: Problem, found: _Found, faces: tuple[Face, ...]) -> tuple[Face, ...]:
