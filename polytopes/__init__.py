@@ -41,6 +41,7 @@ from spigot.polytopes.structures.sequence import Sequence
 from spigot.polytopes.structures.simplex import Simplex
 from spigot.polytopes.structures.spanning_tree import SpanningTree
 from spigot.polytopes.structures.subset import Hypercube, Subset
+from spigot.polytopes.structures.tagging import Tagging
 from spigot.polytopes.structures.transport import Transport
 from spigot.polytopes.structures.tree import Arborescence
 
@@ -90,6 +91,7 @@ __all__ = [
     "SpanningTree",
     "Status",
     "Subset",
+    "Tagging",
     "Transport",
     "Tsallis",
     "UnboundedPolytope",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from typing import Any
 
 import cvxpy as cp
@@ -46,6 +46,7 @@ from spigot.polytopes import (
     Simplex,
     SpanningTree,
     Subset,
+    Tagging,
     Transport,
     Xor,
     XorOut,
@@ -138,6 +139,16 @@ def sequences(length: int, tags: int) -> Hull:
     points = torch.zeros(tags**length, length, tags, tags, dtype=torch.float64)
     for point, chain in zip(points, product(range(tags), repeat=length), strict=True):
         point[range(length), [0, *chain[:-1]], chain] = 1.0
+    return Hull(points)
+
+
+def taggings(length: int, tags: int) -> Hull:
+    """The transitions' counts and the tags of every sequence, listed."""
+    points = torch.zeros(tags**length, tags + length, tags, dtype=torch.float64)
+    for point, chain in zip(points, product(range(tags), repeat=length), strict=True):
+        point[range(tags, tags + length), chain] = 1.0
+        for before, after in pairwise(chain):
+            point[before, after] += 1.0
     return Hull(points)
 
 
@@ -245,6 +256,8 @@ STRUCTURES = [
     Row("integer hull", IntegerHull(knapsack, (4,)), packed()),
     Row("sequence", Sequence(3, 2), sequences(3, 2)),
     Row("sequence of one", Sequence(1, 3), sequences(1, 3)),
+    Row("tagging", Tagging(3, 2), taggings(3, 2)),
+    Row("tagging of one", Tagging(1, 3), taggings(1, 3)),
     Row("permutahedron", Permutahedron([0.0, 3.0, 1.0, 0.0]), arrangements([0.0, 3.0, 1.0, 0.0])),
     Row("dependency tree", Arborescence(3), arborescences(3)),
     Row("dependency tree, single root", Arborescence(3, True), arborescences(3, single_root=True)),

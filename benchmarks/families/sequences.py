@@ -26,7 +26,7 @@ from benchmarks.workload import (
     largest,
 )
 from spigot.layers import FenchelYoungLoss
-from spigot.polytopes import Euclidean, Gibbs, Regularizer, Sequence
+from spigot.polytopes import Euclidean, Gibbs, Regularizer, Sequence, Tagging
 
 BATCH = 64
 LENGTHS, TAGS = (20, 50, 100), (5, 20, 50)
@@ -139,9 +139,10 @@ def _lost(arcs: Tensor, vertices: Tensor) -> float:
 def _map(chains: Chains) -> Iterator[Method]:
     """Arcs to vertices; and from a tagger's parts to tags."""
     polytope, arcs, n = chains.polytope, chains.arcs, chains.batch
+    tagging = Tagging(chains.length, chains.tags)
 
     def decoded() -> Tensor:
-        return polytope.decode(polytope.maximize(Sequence.pack(*chains.parts)))
+        return tagging.decode(tagging.maximize(Tagging.pack(*chains.parts)))
 
     yield Method(
         "spigot",
@@ -193,13 +194,14 @@ def _map(chains: Chains) -> Iterator[Method]:
 def _log_partition(chains: Chains) -> Iterator[Method]:
     """Arcs to log Z; and from a tagger's parts to the gradient of their likelihood."""
     polytope, arcs, n = chains.polytope, chains.arcs, chains.batch
-    loss = FenchelYoungLoss(polytope, Gibbs(), reduction="sum", validate=False)
+    tagging = Tagging(chains.length, chains.tags)
+    loss = FenchelYoungLoss(tagging, Gibbs(), reduction="sum", validate=False)
     leaves = tuple(part.clone().requires_grad_() for part in chains.parts)
 
     def likelihood() -> Tensor:
         for leaf in leaves:
             leaf.grad = None
-        loss(Sequence.pack(*leaves), labels=chains.labels).backward()
+        loss(Tagging.pack(*leaves), labels=chains.labels).backward()
         assert leaves[0].grad is not None
         return leaves[0].grad
 

@@ -12,7 +12,16 @@ import numpy as np
 
 from spigot.polytopes.kernels.compiled import kernel, summing
 
-__all__ = ["covariance", "forward_backward", "k_best", "sample_backward", "viterbi"]
+__all__ = [
+    "LARGEST",
+    "covariance",
+    "exponentials",
+    "forward_backward",
+    "k_best",
+    "log_space",
+    "sample_backward",
+    "viterbi",
+]
 
 Array = np.ndarray
 LOG2E = 1.4426950408889634
@@ -67,7 +76,7 @@ def viterbi(
 
 
 @kernel
-def _exponentials(values: Array, out: Array) -> None:
+def _long_exponentials(values: Array, out: Array) -> None:
     """exp of a row of float64, for arguments in [-700, 700].
 
     A loop without calls or branches: the compiler makes vectors of it.
@@ -91,6 +100,15 @@ def _short_exponentials(values: Array, out: Array) -> None:
         r = (values[k] - whole * SHORT_HIGH) - whole * SHORT_LOW
         p = B1 + r * (B1 + r * (B2 + r * (B3 + r * (B4 + r * (B5 + r * B6)))))
         out[k] = p * np.int32((np.float32(rounded).view(np.int32) + 127) << 23).view(np.float32)
+
+
+@kernel
+def exponentials(values: Array, out: Array) -> None:
+    """exp of a row in its own precision."""
+    if out.itemsize == 4:
+        _short_exponentials(values, out)
+    else:
+        _long_exponentials(values, out)
 
 
 @kernel
@@ -204,12 +222,8 @@ def _scaled(
     A message's parts are within exp(2 m) tags of each other, m the largest |score|: nothing that
     counts underflows, and nothing overflows, where 3 m + 2 log(tags) fits into the exponent's range.
     """
-    if scores.itemsize == 4:
-        _short_exponentials(scores[0, 0], arcs[0, 0])
-        _short_exponentials(scores[1:length].reshape(-1), arcs[1:length].reshape(-1))
-    else:
-        _exponentials(scores[0, 0], arcs[0, 0])
-        _exponentials(scores[1:length].reshape(-1), arcs[1:length].reshape(-1))
+    exponentials(scores[0, 0], arcs[0, 0])
+    exponentials(scores[1:length].reshape(-1), arcs[1:length].reshape(-1))
     log_z = _forward(arcs, length, alpha, inverse)
     if out.shape[0] > 0:
         _backward(arcs, length, alpha, inverse, beta, sums, out)
@@ -217,7 +231,7 @@ def _scaled(
 
 
 @kernel
-def _log_space(scores: Array, length: int, alpha: Array, beta: Array, out: Array) -> float:
+def log_space(scores: Array, length: int, alpha: Array, beta: Array, out: Array) -> float:
     """Marginals in log space, unless `out` has no length; log Z, -inf where no sequence is left."""
     tags = scores.shape[1]
     top, total = np.empty(tags), np.empty(tags)
@@ -317,7 +331,7 @@ def forward_backward(
                 shifted, length, long_arcs, long_alpha, long_inverse, long_beta, long_sums, out
             )
         else:
-            log_z[b] = _log_space(scores[b], length, long_alpha, long_beta, out)
+            log_z[b] = log_space(scores[b], length, long_alpha, long_beta, out)
 
 
 @summing

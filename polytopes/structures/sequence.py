@@ -26,7 +26,16 @@ from spigot.polytopes.structures.scan import ScannedForwardBackward, ScannedVite
 if TYPE_CHECKING:
     import cvxpy as cp
 
-__all__ = ["Sequence"]
+__all__ = [
+    "ForwardBackward",
+    "Sequence",
+    "Viterbi",
+    "limit",
+    "sizes_of",
+    "some_left",
+    "tag_ids",
+    "with_ends",
+]
 
 
 def _into_tags(arcs: Tensor) -> Tensor:  # (n, length, tags, tags) -> (n, length, tags)
@@ -157,12 +166,7 @@ class Sequence(Polytope):
                     [0., 0., 1.]])
         """
         length, tags = _fitting(unary, transition, start, end)
-        if start is not None:
-            unary = unary + torch.nn.functional.pad(start[None], (0, 0, 0, length - 1))
-        if end is not None:
-            lengths = torch.tensor(length, device=unary.device) if lengths is None else lengths
-            final = torch.arange(length, device=unary.device) == lengths[..., None] - 1
-            unary = unary + final[..., None] * end
+        unary = with_ends(unary, start, end, lengths)
         steps = transition.expand(*transition.shape[:-3], length - 1, tags, tags)
         before = torch.nn.functional.pad(steps, (0, 0, 0, 0, 1, 0))
         total: Tensor = cast(Any, _Sum).apply(unary.unsqueeze(-2), before)
@@ -170,23 +174,8 @@ class Sequence(Polytope):
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
         """Vertices of tag ids `(*batch, length)`; beyond an instance's length ids are ignored."""
-        ids = whole_labels(labels, "tag ids")
-        if ids.dim() == 0 or ids.shape[-1] != self.length:
-            raise ValueError(
-                f"labels of shape {tuple(ids.shape)} do not fit {self}: the last dimension must be its "
-                f"length {self.length}, padded with -1 where `lengths` are shorter."
-            )
+        ids, inside = tag_ids(self, self.length, self.tags, labels, lengths)
         batch = ids.shape[:-1]
-        sizes = label_sizes(self, batch, lengths, ids.device)
-        inside = torch.arange(self.length, device=ids.device) < sizes[..., None]
-        wrong = (inside & ((ids < 0) | (ids >= self.tags))).any(-1)
-        if bool(wrong.any()):
-            where = describe_instances(rows_where(wrong), batch)
-            raise ValueError(
-                f"labels must be tag ids in 0..{self.tags - 1} up to each instance's length; they are "
-                f"not in {where}."
-            )
-        ids = torch.where(inside, ids, 0).long()
         before = torch.nn.functional.pad(ids[..., :-1], (1, 0))
         like = torch.zeros((), device=ids.device)
         flat = room(like, (*batch, self.length, self.tags**2)).zero_()
@@ -198,6 +187,47 @@ class Sequence(Polytope):
         check_event(self, vertices, "vertices")
         weight, ids = vertices.sum(-2).max(-1)
         return torch.where(weight > 0, ids, -1)
+
+
+def tag_ids(
+    chain: Polytope, length: int, tags: int, labels: Any, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:  # (*batch, length) each
+    """Tag ids, 0 beyond an instance's length, and which positions lie inside it.
+
+    Raises:
+        TypeError, ValueError: no integers, another length, or no tags of the chain's.
+    """
+    ids = whole_labels(labels, "tag ids")
+    if ids.dim() == 0 or ids.shape[-1] != length:
+        raise ValueError(
+            f"labels of shape {tuple(ids.shape)} do not fit {chain}: the last dimension must be its "
+            f"length {length}, padded with -1 where `lengths` are shorter."
+        )
+    batch = ids.shape[:-1]
+    sizes = label_sizes(chain, batch, lengths, ids.device)
+    inside = torch.arange(length, device=ids.device) < sizes[..., None]
+    wrong = (inside & ((ids < 0) | (ids >= tags))).any(-1)
+    if bool(wrong.any()):
+        where = describe_instances(rows_where(wrong), batch)
+        raise ValueError(
+            f"labels must be tag ids in 0..{tags - 1} up to each instance's length; they are "
+            f"not in {where}."
+        )
+    return torch.where(inside, ids, 0).long(), inside
+
+
+def with_ends(
+    unary: Tensor, start: Tensor | None, end: Tensor | None, lengths: Tensor | None
+) -> Tensor:  # (*batch, length, tags)
+    """Unary scores with those of the first and of the last tag."""
+    length = unary.shape[-2]
+    if start is not None:
+        unary = unary + torch.nn.functional.pad(start[None], (0, 0, 0, length - 1))
+    if end is not None:
+        lengths = torch.tensor(length, device=unary.device) if lengths is None else lengths
+        final = torch.arange(length, device=unary.device) == lengths[..., None] - 1
+        unary = unary + final[..., None] * end
+    return unary
 
 
 class _Sum(torch.autograd.Function):
@@ -240,13 +270,18 @@ def _arcs(problem: Problem) -> np.ndarray:  # (n, length, tags, tags)
     return contiguous(problem.scores if keep is None else problem.scores.masked_fill(~keep, -torch.inf))
 
 
-def _lengths(problem: Problem) -> np.ndarray:  # (n,)
+def sizes_of(problem: Problem, length: int) -> np.ndarray:  # (n,)
+    """Each instance's length."""
     if problem.lengths is None:
-        return np.full(problem.size, problem.scores.shape[1], dtype=np.int64)
+        return np.full(problem.size, length, dtype=np.int64)
     return contiguous(problem.lengths.long())
 
 
-def _some_left(problem: Problem, best: np.ndarray) -> Tensor:
+def _lengths(problem: Problem) -> np.ndarray:  # (n,)
+    return sizes_of(problem, problem.scores.shape[1])
+
+
+def some_left(problem: Problem, best: np.ndarray) -> Tensor:
     """The best scores or log-sums, none of them -inf."""
     empty = np.flatnonzero(np.isneginf(best))
     if len(empty):
@@ -271,14 +306,14 @@ class Viterbi(Road):
         scores = _arcs(problem)
         vertices, best = np.zeros(scores.shape, scores.dtype), np.zeros(problem.size)
         over_instances(viterbi, problem.size, scores, _lengths(problem), vertices, best)
-        return Solution.closed_form(tensor(vertices), _some_left(problem, best))
+        return Solution.closed_form(tensor(vertices), some_left(problem, best))
 
 
 RANGE: dict[Any, float] = {np.dtype(np.float32): 87.0, np.dtype(np.float64): 700.0}
 """Between exp of this and of its negative numbers keep all their digits."""
 
 
-def _limit(kind: Any, tags: int) -> float:
+def limit(kind: Any, tags: int) -> float:
     """The largest |score| for which probabilities neither underflow nor overflow (see the kernel)."""
     return (RANGE[np.dtype(kind)] - 2 * math.log(tags)) / 3
 
@@ -296,12 +331,12 @@ class ForwardBackward(Road):
     def solve(self, problem: Problem) -> Solution:
         """Arc marginals and log Z."""
         marginals, log_z = _marginals(problem, _arcs(problem))
-        return Solution.closed_form(tensor(marginals), _some_left(problem, log_z))
+        return Solution.closed_form(tensor(marginals), some_left(problem, log_z))
 
     def conjugate(self, problem: Problem) -> Solution:
         """log Z by the sweep ahead alone; the value is left out."""
         log_z = _marginals(problem, _arcs(problem), 0)[1]
-        return Solution.closed_form(problem.scores, _some_left(problem, log_z))
+        return Solution.closed_form(problem.scores, some_left(problem, log_z))
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
         """Cov(z, <grad, z>), by two sweeps over the marginals."""
@@ -323,7 +358,7 @@ class ForwardBackward(Road):
 
         scores = _arcs(problem)
         marginals, log_z = _marginals(problem, scores.astype(np.float64))
-        _some_left(problem, log_z)
+        some_left(problem, log_z)
         draws = torch.rand(count, *scores.shape[:2], dtype=torch.float64, generator=generator)
         vertices = np.zeros((count, *scores.shape), dtype=scores.dtype)
         sizes = _lengths(problem)
@@ -333,7 +368,7 @@ class ForwardBackward(Road):
     def entropy(self, problem: Problem) -> Tensor:
         """The sum over steps of the entropy of a tag given the one before it."""
         marginals, log_z = _marginals(problem, _arcs(problem).astype(np.float64))
-        _some_left(problem, log_z)
+        some_left(problem, log_z)
         arcs = tensor(marginals)
         left = arcs[:, 1:].sum(3)
         joint, before = torch.xlogy(arcs, arcs).sum((1, 2, 3)), torch.xlogy(left, left).sum((1, 2))
@@ -358,7 +393,7 @@ def _marginals(
     from spigot.polytopes.kernels.chain import forward_backward
 
     marginals, log_z = np.empty_like(scores[:rows]), np.empty(problem.size)
-    limits = [_limit(kind, scores.shape[2]) for kind in (scores.dtype, np.float64)]
+    limits = [limit(kind, scores.shape[2]) for kind in (scores.dtype, np.float64)]
     over_instances(forward_backward, problem.size, scores, _lengths(problem), *limits, marginals, log_z)
     return marginals, log_z
 
