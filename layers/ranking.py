@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +48,12 @@ class _SoftOrder(nn.Module):
     def _strong(self, scores: Tensor) -> Tensor:
         """The scores over the strength, in the order asked for."""
         return scores / (-self.strength if self.descending else self.strength)
+
+
+@lru_cache(maxsize=64)
+def _ranks(d: int) -> Permutahedron:
+    """The weights 1 to d, in order once."""
+    return Permutahedron.of_ranks(d)
 
 
 def _values(values: Tensor) -> Tensor:
@@ -96,7 +104,7 @@ class SoftSort(_SoftOrder):
         weights = _values(values)
         d = weights.shape[-1]
         scores = self._strong(torch.arange(1, d + 1).to(weights)).expand(weights.shape)
-        polytope, own = Permutahedron.of_ranks(d), {"w": weights}
+        polytope, own = _ranks(d), {"w": weights}
         if isinstance(self.regularizer, Euclidean):
             return polytope.project(scores, lengths=lengths, params=own).to(values.dtype)
         problem = pose(polytope, scores, Euclidean(), lengths, params=own)
@@ -142,5 +150,6 @@ class SoftRank(_SoftOrder):
             lengths: `(*batch,)`: ranks the first values of each instance; zeros follow.
         """
         scores = self._strong(_values(values))
-        polytope = Permutahedron.of_ranks(scores.shape[-1])
-        return polytope.maximize(scores, self.regularizer, lengths=lengths).to(values.dtype)
+        return (
+            _ranks(scores.shape[-1]).maximize(scores, self.regularizer, lengths=lengths).to(values.dtype)
+        )

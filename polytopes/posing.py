@@ -103,6 +103,8 @@ def detached(problem: Problem) -> Problem:
 
 def check_finite(tensor: Tensor, batch_shape: torch.Size, name: str, below: bool = True) -> None:
     """Raises ValueError for NaN, +inf and (if `below`) -inf, naming the instances."""
+    if math.isfinite(tensor.sum().item()):  # one pass, in the usual case
+        return
     kinds = [(tensor.isnan(), "NaN"), (tensor.isposinf(), "+inf")]
     kinds += [(tensor.isneginf(), "-inf")] if below else []
     for bad, kind in kinds:

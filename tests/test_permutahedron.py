@@ -48,13 +48,15 @@ WEIGHTS = [
 @pytest.mark.parametrize("few", [1, 2, 7, 8, 9, 64, 200, 512, 513, 5000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sort_is_stable_and_descending(few: int, dtype: torch.dtype) -> None:
-    rows = torch.cat([normal(3, few), normal(3, few).round(), torch.zeros(1, few)]).to(dtype)
+    steps = torch.arange(few).double()
+    ordered = torch.stack([steps, -steps, (steps / 2).floor(), -(steps / 2).floor()])
+    rows = torch.cat([normal(3, few), normal(3, few).round(), torch.zeros(1, few), ordered]).to(dtype)
     rows[0, 0] = -0.0
     rows[1, : few // 2] *= 1e300 if dtype == torch.float64 else 1e30
-    order, counts = torch.zeros(7, few, dtype=torch.int64), torch.zeros(7, dtype=torch.int64)
-    lengths = torch.full((7,), few).numpy()
+    order, counts = torch.zeros(11, few, dtype=torch.int64), torch.zeros(11, dtype=torch.int64)
+    lengths = torch.full((11,), few).numpy()
     keep = torch.zeros(0, few, dtype=torch.bool).numpy()
-    over_instances(sorting.rank, 7, rows.numpy(), keep, lengths, order.numpy(), counts.numpy())
+    over_instances(sorting.rank, 11, rows.numpy(), keep, lengths, order.numpy(), counts.numpy())
     assert bool((counts == few).all())
     assert torch.equal(order, rows.sort(dim=1, descending=True, stable=True).indices)
 

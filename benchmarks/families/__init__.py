@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from benchmarks.families import anytime, engine, sequences, simplex, trees
+from benchmarks.families import anytime, engine, ranking, sequences, simplex, trees
 from benchmarks.workload import Family
 
 __all__ = ["FAMILIES"]
 
 FAMILIES: tuple[Family, ...] = (
     *simplex.FAMILIES,
+    *ranking.FAMILIES,
     *engine.FAMILIES,
     *trees.FAMILIES,
     *anytime.FAMILIES,

@@ -20,7 +20,7 @@ from benchmarks.workload import (
     calls,
     largest,
 )
-from spigot.polytopes import Euclidean, Regularizer, Simplex, Tsallis
+from spigot.polytopes import Euclidean, Regularizer, Simplex, Subset, Tsallis
 
 ROWS = 1024
 
@@ -81,19 +81,58 @@ def _entmax_targets(d: int) -> tuple[Target, ...]:
     return tuple(Target("entmax.entmax15", measure, at_least=10) for measure in (FORWARD, BOTH))
 
 
+def _subsets(smoke: bool) -> Iterator[Workload]:
+    """A tenth of the parts, in single and double precision."""
+    for d in (20,) if smoke else (100, 1000, 10_000):
+        for dtype in (torch.float32, torch.float64):
+            scores = _rows(d, 8 if smoke else 128).to(dtype)
+            targets = (Target("entmax.budget_bisect", at_least=8),) if d == 1000 else ()
+            sizes = {"d": d, "dtype": str(dtype).removeprefix("torch.")}
+            yield Workload(sizes, tuple(_subset_methods(d // 10, scores)), targets)
+
+
+def _subset_methods(k: int, scores: Tensor) -> Iterator[Method]:
+    n, d = scores.shape
+    polytope = Subset(d, k)
+    expected = polytope.project(scores.double())
+
+    def wrong(function: Callable[[Tensor], Tensor]) -> Callable[[], float]:
+        return lambda: largest(function(scores).double() - expected)
+
+    yield Method("spigot", Kind.OURS, calls(polytope.project, scores), n, wrong(polytope.project))
+    entmax = peer("entmax")
+    if entmax:
+
+        def theirs(s: Tensor) -> Tensor:
+            return entmax.budget_bisect(s, k, dim=-1)
+
+        yield Method("entmax.budget_bisect", Kind.PEER, calls(theirs, scores), n, wrong(theirs))
+    top = calls(lambda s: s.topk(k, -1), scores, backward=False)
+    yield Method("torch.topk", Kind.BOUND, top, n)
+
+
+_ONCE = "a row is read once, at memory's pace; a call's and a row's own costs weigh at d = 100"
+
 FAMILIES = (
     Family(
         "sparsemax",
         "largest |y - y64|, float32 against our own answer in float64 (itself tested against cvxpy)",
         1e-5,
         _over_simplex(Euclidean(), "sparsemax", _sparsemax_targets),
-        (Growth("d", 1.0), Growth("d", 1.0, BOTH)),
+        (Growth("d", 1.0, note=_ONCE), Growth("d", 1.0, BOTH, _ONCE)),
     ),
     Family(
         "entmax15",
         "largest |y - y64|, float32 against our own answer in float64 (itself tested against cvxpy)",
         1e-5,
         _over_simplex(Tsallis(1.5), "entmax15", _entmax_targets),
-        (Growth("d", 1.0), Growth("d", 1.0, BOTH)),
+        (Growth("d", 1.0, note=_ONCE), Growth("d", 1.0, BOTH, _ONCE)),
+    ),
+    Family(
+        "subset",
+        "largest |y - y64|, against our own answer in float64 (itself tested against cvxpy)",
+        1e-5,
+        _subsets,
+        (Growth("d", 1.0, note=_ONCE), Growth("d", 1.0, BOTH, _ONCE)),
     ),
 )

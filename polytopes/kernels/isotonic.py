@@ -45,8 +45,9 @@ def euclidean(
     weights: np.ndarray,
     y: np.ndarray,
     duals: np.ndarray,
+    objective: np.ndarray,
 ) -> None:
-    """The projection y of s onto P(w) and its multipliers v, both `(n, d)`."""
+    """The projection y of s onto P(w), its multipliers v, `(n, d)`, and <s, y> - |y|^2 / 2 `(n,)`."""
     d = scores.shape[1]
     start = np.empty(d + 1, np.int64)
     total = np.empty(d)
@@ -67,6 +68,7 @@ def euclidean(
             start[blocks], total[blocks], level[blocks] = begin, pooled, mean
             blocks += 1
         start[blocks] = count
+        best = 0.0
         for b in range(blocks):
             begin, end = start[b], start[b + 1]
             top = np.float64(scores[i, order[i, begin]])
@@ -79,8 +81,11 @@ def euclidean(
             for k in range(begin, end):
                 part = order[i, k]
                 moved = mean + (fall - (top - scores[i, part]))
-                y[i, part] = min(max(moved, row[end - 1]), row[begin])
+                share = min(max(moved, row[end - 1]), row[begin])
+                y[i, part] = share
                 duals[i, part] = level[b]
+                best += share * (scores[i, part] - 0.5 * share)
+        objective[i] = best
 
 
 @kernel

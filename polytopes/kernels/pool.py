@@ -19,6 +19,7 @@ import torch
 
 __all__ = ["over_instances"]
 
+FEW = 1 << 14  # entries, which take less time than threads take to wake
 SLICES = 4  # a thread: instances differ in size, and the last slice should be short
 
 
@@ -52,16 +53,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_threads)
 
 
-def over_instances(kernel: Callable[..., Any], count: int, *arrays: Any) -> None:
+def over_instances(
+    kernel: Callable[..., Any], count: int, *arrays: Any, entries: int | None = None
+) -> None:
     """Runs `kernel(first, last, *arrays)` so that the slices cover `range(count)`.
 
-    The kernel writes its results into arrays that it was handed; slices touch different rows.
+    The kernel writes its results into arrays that it was handed; slices touch different rows. Where
+    it does little with each of its `entries`, a batch of few is done at once in this thread.
 
     Raises:
         whatever a slice raises.
     """
     threads = min(torch.get_num_threads(), count)
-    if threads <= 1:
+    if threads <= 1 or (entries is not None and entries < FEW):
         if count:
             kernel(0, count, *arrays)
         return

@@ -1,4 +1,7 @@
-"""A stable sort of numbers, largest first: by counting where they are few, by their bytes otherwise."""
+"""A stable sort of numbers, largest first: by counting where they are few, by their bytes otherwise.
+
+Numbers that stand in order, or in reverse, are seen to do so.
+"""
 
 from __future__ import annotations
 
@@ -83,6 +86,22 @@ def _by_bytes(
 
 
 @kernel
+def _in_order(values: np.ndarray, order: np.ndarray, count: int) -> bool:
+    """Whether the items stand in order; those that rise throughout are turned round first."""
+    falls, rises = True, count > 1
+    for k in range(1, count):
+        before, after = values[order[k - 1]], values[order[k]]
+        falls &= before >= after
+        rises &= before < after
+        if not (falls or rises):
+            return False
+    if rises:
+        for k in range(count // 2):
+            order[k], order[count - 1 - k] = order[count - 1 - k], order[k]
+    return True
+
+
+@kernel
 def descending(
     values: np.ndarray, order: np.ndarray, count: int, keys: np.ndarray, spare: np.ndarray
 ) -> None:
@@ -91,6 +110,8 @@ def descending(
     `values` are float64 without NaN and -0.0; `keys` `(2, d)` uint64 and `spare` `(d,)` int64 are
     scratch.
     """
+    if _in_order(values, order, count):
+        return
     if count <= FEW:
         packed, place = keys[0].view(np.float64), keys[1].view(np.int64)
         _by_counting(values, order, count, packed, place, spare)

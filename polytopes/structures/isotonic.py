@@ -45,7 +45,7 @@ def sort(rows: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None
     index, counts = np.zeros((n, d), np.int64), np.zeros(n, np.int64)
     kept = np.zeros((0, d), bool) if mask is None else contiguous(mask)
     sizes = np.full(n, d) if lengths is None else contiguous(lengths)
-    over_instances(rank, n, contiguous(rows), kept, sizes, index, counts)
+    over_instances(rank, n, contiguous(rows), kept, sizes, index, counts, entries=n * d)
     return Sorted(rows, index, counts)
 
 
@@ -56,13 +56,13 @@ def place(scores: Sorted, weights: Sorted) -> Tensor:  # (n, d)
     return tensor(y)
 
 
-def project(scores: Sorted, weights: Sorted) -> tuple[Tensor, Tensor]:  # (n, d) each
-    """The Euclidean projection onto P(weights), and s - y, exact where y is rounded."""
+def project(scores: Sorted, weights: Sorted) -> tuple[Tensor, Tensor, Tensor]:  # (n, d) twice, (n,)
+    """The projection y onto P(weights), s - y, exact where y is rounded, and <s, y> - |y|^2 / 2."""
     rows = contiguous(scores.rows)
-    y, duals = np.zeros_like(rows), np.zeros(rows.shape)
-    sizes = scores.index, scores.counts
-    over_instances(isotonic.euclidean, len(y), rows, *sizes, weights.values, y, duals)
-    return tensor(y), tensor(duals)
+    y, duals, objective = np.zeros_like(rows), np.zeros(rows.shape), np.zeros(len(rows))
+    given = rows, scores.index, scores.counts, weights.values
+    over_instances(isotonic.euclidean, len(y), *given, y, duals, objective, entries=rows.size)
+    return tensor(y), tensor(duals), tensor(objective)
 
 
 def project_logs(scores: Sorted, logs: np.ndarray) -> tuple[Tensor, Tensor]:  # (n, d) each

@@ -290,9 +290,8 @@ class IsotonicRegression(Pooling):
 
     def solve(self, problem: Problem) -> Solution:
         """Pool adjacent violators."""
-        value, duals = isotonic.project(*_sorted(problem))
-        objective = (problem.scores * value - 0.5 * value * value).sum(1)
-        return replace(Solution.closed_form(value, objective, value), duals=duals)
+        value, duals, objective = isotonic.project(*_sorted(problem))
+        return Solution.closed_form(value, objective, value, duals=duals, owned=True)
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
         """Each block centred."""
