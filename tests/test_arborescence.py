@@ -217,6 +217,17 @@ def test_two_arithmetics_and_torch_agree(single_root: bool) -> None:
 
 
 @either
+@pytest.mark.parametrize("scale", [1.0, 6.0, 50.0, 1000.0])
+def test_log_z_alone_is_log_z_beside_the_marginals(single_root: bool, scale: float) -> None:
+    for n in (1, 4, 7, 13):  # an inverse for some instances, elimination or logarithms for others
+        tree = Arborescence(n, single_root)
+        scores = scale * normal(8, n, n, seed=n)
+        lengths = torch.arange(8) % n + 1
+        beside = tree.log_partition(scores.clone().requires_grad_(), lengths=lengths).detach()
+        torch.testing.assert_close(tree.log_partition(scores, lengths=lengths), beside)
+
+
+@either
 def test_derivatives(single_root: bool) -> None:
     tree = Arborescence(4, single_root)
     scores = normal(2, 4, 4, seed=3).requires_grad_()

@@ -139,12 +139,13 @@ def _close(
     after: Array,
 ) -> None:
     """Contracts the path from `low` on to a new node."""
-    into: int = first[path[low]]
-    if path[low] < m:
+    outer: int = path[low]
+    into: int = first[outer]
+    if outer < m:
         for h in range(m + 1):
             weights[into, h] = -np.inf
     else:
-        cost: float = price[path[low]]
+        cost: float = price[outer]
         for h in range(m + 1):
             weights[into, h] -= cost
     end = -1
@@ -226,13 +227,13 @@ def contract(scores: Array, m: int, single_root: bool, f: Forest) -> int:
             place[v] = low
             depth = low + 1
         for j in range(depth):
-            v = path[j]
-            x: int = first[v]
+            node: int = path[j]
+            x: int = first[node]
             attached[x] = True
-            while x != last[v]:
+            while x != last[node]:
                 x = after[x]
                 attached[x] = True
-            place[v] = -1
+            place[node] = -1
     return 0 if single_root and roots > 1 else count
 
 

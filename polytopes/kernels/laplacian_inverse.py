@@ -26,37 +26,12 @@ BIAS, SHIFT = 1023, 52  # of a double's exponent
 
 
 @kernel
-def _exponentials(values: Array, bits: Array, m: int) -> None:
-    """exp of the first values, at most 0 each, in place: 2^k exp(r), |r| <= log(2) / 2, by a series."""
-    powers = bits.view(np.float64)
-    for j in range(m):
-        value = values[j]
-        low = value < LOWEST
-        value = LOWEST if low else value
-        k = np.floor(value * 1.4426950408889634 + 0.5)
-        r = (value - k * LOG_TWO) - k * REST
-        p = 1 / 479001600.0
-        p = p * r + 1 / 39916800.0
-        p = p * r + 1 / 3628800.0
-        p = p * r + 1 / 362880.0
-        p = p * r + 1 / 40320.0
-        p = p * r + 1 / 5040.0
-        p = p * r + 1 / 720.0
-        p = p * r + 1 / 120.0
-        p = p * r + 1 / 24.0
-        p = p * r + 1 / 6.0
-        p = p * r + 0.5
-        p = p * r + 1.0
-        p = p * r + 1.0
-        values[j] = 0.0 if low else p
-        bits[j] = (np.int64(np.int32(k)) + BIAS) << SHIFT
-    for j in range(m):
-        values[j] *= powers[j]
-
-
-@kernel
 def _load(scores: Array, m: int, shifts: Array, bits: Array, weights: Array, chain: Array) -> float:
-    """Weights [head, dependent], the best of each word 1; `chain` [dependent, head]; the shifts' sum."""
+    """Weights [head, dependent], the best of each word 1; `chain` [dependent, head]; the shifts' sum.
+
+    exp is 2^k exp(r), |r| <= log(2) / 2, by a series: loops that need no call become vector code.
+    """
+    powers = bits.view(np.float64)
     for d in range(m):
         shifts[d] = -np.inf
     for h in range(m):
@@ -68,8 +43,28 @@ def _load(scores: Array, m: int, shifts: Array, bits: Array, weights: Array, cha
         offset += shifts[d]
     for h in range(m):
         for d in range(m):
-            weights[h, d] = np.float64(scores[h, d]) - shifts[d]
-        _exponentials(weights[h], bits, m)
+            value = np.float64(scores[h, d]) - shifts[d]
+            low = value < LOWEST
+            value = LOWEST if low else value
+            k = np.floor(value * 1.4426950408889634 + 0.5)
+            r = (value - k * LOG_TWO) - k * REST
+            p = 1 / 479001600.0
+            p = p * r + 1 / 39916800.0
+            p = p * r + 1 / 3628800.0
+            p = p * r + 1 / 362880.0
+            p = p * r + 1 / 40320.0
+            p = p * r + 1 / 5040.0
+            p = p * r + 1 / 720.0
+            p = p * r + 1 / 120.0
+            p = p * r + 1 / 24.0
+            p = p * r + 1 / 6.0
+            p = p * r + 0.5
+            p = p * r + 1.0
+            p = p * r + 1.0
+            weights[h, d] = 0.0 if low else p
+            bits[d] = (np.int64(np.int32(k)) + BIAS) << SHIFT
+        for d in range(m):
+            weights[h, d] *= powers[d]
         for d in range(m):
             chain[d, h] = weights[h, d]
     return offset
@@ -143,17 +138,24 @@ def _add_four(
 
 @kernel
 def _product(left: Array, right: Array, m: int, out: Array) -> None:
-    """out = left right."""
-    for i in range(m):
+    """out = left right, two rows of four terms at a time."""
+    for i in range(0, m, 2):
+        j = min(i + 1, m - 1)  # an odd last row is done twice over
         for x in range(m):
-            out[i, x] = 0.0
-        k = 0
-        while k + 4 <= m:
-            _add_four(out, i, right, k, left[i, k], left[i, k + 1], left[i, k + 2], left[i, k + 3], m)
-            k += 4
-        while k < m:
-            _add(out, i, right, k, left[i, k], m)
-            k += 1
+            out[i, x], out[j, x] = 0.0, 0.0
+        for k in range(0, m - m % 4, 4):
+            a, b, c, d = left[i, k], left[i, k + 1], left[i, k + 2], left[i, k + 3]
+            e, f, g, h = left[j, k], left[j, k + 1], left[j, k + 2], left[j, k + 3]
+            for x in range(m):
+                one, two, three, four = right[k, x], right[k + 1, x], right[k + 2, x], right[k + 3, x]
+                upper = out[i, x] + ((a * one + b * two) + (c * three + d * four))
+                lower = out[j, x] + ((e * one + f * two) + (g * three + h * four))
+                out[i, x], out[j, x] = upper, lower
+        for k in range(m - m % 4, m):
+            a, e = left[i, k], left[j, k]
+            for x in range(m):
+                upper, lower = out[i, x] + a * right[k, x], out[j, x] + e * right[k, x]
+                out[i, x], out[j, x] = upper, lower
 
 
 @kernel
