@@ -268,8 +268,9 @@ class Pooling(Road):
         self, problem: Problem, solution: Solution, grad: Tensor
     ) -> tuple[Tensor, isotonic.Sorted, Tensor]:
         """grad less its mean over each block, the weights, and by rank that mean."""
-        assert solution.duals is not None
-        weights, duals = _weights(problem), _items(problem, solution.duals)
+        assert solution.duals is not None and solution.listed is not None
+        weights = _weights(problem)
+        duals = isotonic.Sorted(solution.duals, *solution.listed)  # they fall as the scores do
         centred, mean = isotonic.pull(duals, weights, grad, self.energies(problem))
         return centred, weights, mean
 
@@ -290,8 +291,10 @@ class IsotonicRegression(Pooling):
 
     def solve(self, problem: Problem) -> Solution:
         """Pool adjacent violators."""
-        value, duals, objective = isotonic.project(*_sorted(problem))
-        return Solution.closed_form(value, objective, value, duals=duals, owned=True)
+        items, weights = _sorted(problem)
+        value, duals, objective = isotonic.project(items, weights)
+        known: dict[str, Any] = {"duals": duals, "listed": (items.index, items.counts)}
+        return Solution.closed_form(value, objective, value, owned=True, **known)
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
         """Each block centred."""
@@ -322,7 +325,8 @@ class EntropicIsotonic(Pooling):
         logs, duals = isotonic.project_logs(items, tensor(weights.values).clamp_min(0).log().numpy())
         value = logs.exp()
         weighted = torch.where(value > 0, value * (problem.scores - logs), 0.0)
-        return replace(Solution.closed_form(value, weighted.sum(1), 1 + logs), duals=duals)
+        known: dict[str, Any] = {"duals": duals, "listed": (items.index, items.counts)}
+        return Solution.closed_form(value, weighted.sum(1), 1 + logs, **known)
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
         """y (grad - its mean over the block)."""
