@@ -94,8 +94,8 @@ class TargetLoss(nn.Module):
 
     def excess(self, problem: Problem, y: Tensor) -> Tensor:  # (n, *event) -> (n,)
         """Omega*(s) + Omega(y) - <s, y>."""
-        value = implicit.conjugate(problem, road(self.polytope, self.regularizer, self.solver))
-        return value + _penalty(problem, y) - inner(problem.scores, y)
+        way = road(self.polytope, self.regularizer, self.solver)
+        return implicit.conjugate(problem, way, y) + _penalty(problem, y)
 
     def reduced(self, value: Tensor, problem: Problem, dtype: torch.dtype) -> Tensor:
         """The instances' values `(n,)` reduced, or in the batch's shape."""

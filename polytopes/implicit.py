@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import room
 from spigot.polytopes.dispatch import Road, choose
 from spigot.polytopes.errors import UnsupportedProblem, unsupported
 from spigot.polytopes.problem import Problem, Solution
@@ -43,9 +44,12 @@ def damped(problem: Problem, value: Tensor, damping: float) -> Tensor:  # (n, *e
     return value + damping * ((moved - moved.detach()) - (value - value.detach()))
 
 
-def conjugate(problem: Problem, road: Road) -> Tensor:  # (n,)
-    """The maximum, differentiable twice in the scores and once in the floating parameters."""
-    value: Tensor = cast(Any, _Conjugate).apply(problem.scores, problem, road, *_moving(problem))
+def conjugate(problem: Problem, road: Road, target: Tensor | None = None) -> Tensor:  # (n,)
+    """The maximum, differentiable twice in the scores and once in the floating parameters.
+
+    With a target `(n, *event)`, detached, less <s, target>: a loss in one array fewer.
+    """
+    value: Tensor = cast(Any, _Conjugate).apply(problem.scores, problem, road, target, *_moving(problem))
     return value
 
 
@@ -74,6 +78,15 @@ def _still(problem: Problem, scores: Tensor) -> Problem:
     if not problem.params:
         return still
     return replace(still, params={name: values.detach() for name, values in problem.params.items()})
+
+
+def _times(factor: Tensor, value: Tensor, less: Tensor | None) -> Tensor:
+    """factor (value - less), in the shape of the value."""
+    if torch.is_grad_enabled():
+        return factor * (value if less is None else value - less)
+    if less is None:
+        return torch.mul(factor, value, out=room(value))
+    return torch.sub(value, less, out=room(value)).mul_(factor)
 
 
 class _Maximize(torch.autograd.Function):
@@ -194,16 +207,20 @@ def _no_more(problem: Problem, why: str) -> UnsupportedProblem:
 class _Conjugate(torch.autograd.Function):
     @staticmethod
     def forward(  # the parameters are here for autograd to see: `problem` holds them too
-        ctx: Any, scores: Tensor, problem: Problem, road: Road, *params: Tensor
+        ctx: Any, scores: Tensor, problem: Problem, road: Road, target: Tensor | None, *params: Tensor
     ) -> Tensor:
-        ctx.problem, ctx.road, ctx.solution = problem, road, None
+        ctx.problem, ctx.road, ctx.target, ctx.solution = problem, road, target, None
         ctx.save_for_backward(scores, *params)
         if problem.size == 0:
             return scores.new_zeros(0)
         solve = road.solve if any(ctx.needs_input_grad) else road.conjugate
         ctx.solution = solve(_still(problem, scores))
-        assert ctx.solution.objective is not None
-        return ctx.solution.objective.to(scores)
+        value = ctx.solution.objective
+        assert value is not None
+        if target is not None:
+            inner = torch.bmm(scores.flatten(1)[:, None], target.flatten(1)[..., None])
+            value = value - inner[:, 0, 0].to(value)
+        return value.to(scores)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -213,10 +230,10 @@ class _Conjugate(torch.autograd.Function):
             value = maximize(ctx.problem.with_scores(scores), ctx.road)
         else:
             value = ctx.solution.value.to(scores)
-        by_scores = grad.reshape(-1, *[1] * (scores.dim() - 1)) * value
-        if ctx.solution is None or not any(ctx.needs_input_grad[3:]):
-            return by_scores, None, None, *(None for _ in moving)
+        by_scores = _times(grad.reshape(-1, *[1] * (scores.dim() - 1)), value, ctx.target)
+        if ctx.solution is None or not any(ctx.needs_input_grad[4:]):
+            return by_scores, None, None, None, *(None for _ in moving)
         found = _by_name(ctx.problem, ctx.road.envelope(_still(ctx.problem, scores), ctx.solution))
         once = (_once(ctx.problem, BY_PARAMS, g, scores, *moving) for g in found)
         scaled = (grad.reshape(-1, *[1] * (g.dim() - 1)).to(g) * g for g in once)
-        return by_scores, None, None, *(g.to(item) for g, item in zip(scaled, moving, strict=True))
+        return by_scores, None, None, None, *(g.to(item) for g, item in zip(scaled, moving, strict=True))

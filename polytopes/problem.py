@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import room
 from spigot.polytopes.errors import NoStructure, describe_instances
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ class Solution:
     def handed(self, like: Tensor) -> tuple[Tensor, Solution]:
         """The value for the user, who may write into it, and what the derivative needs."""
         if not self.owned or self.value.dtype != like.dtype or self.value.device != like.device:
-            return self.value.to(like, copy=True), self
+            return room(like, tuple(self.value.shape)).copy_(self.value), self
         return self.value, _altered(self, {"value": self.value.new_empty(0), "gradient": None})
 
     def batched(self, problem: Problem, dtype: torch.dtype, device: torch.device) -> Solution:

@@ -306,7 +306,7 @@ class Viterbi(Road):
         scores = _arcs(problem)
         vertices, best = np.zeros(scores.shape, scores.dtype), np.zeros(problem.size)
         over_instances(viterbi, problem.size, scores, _lengths(problem), vertices, best)
-        return Solution.closed_form(tensor(vertices), some_left(problem, best))
+        return Solution.closed_form(tensor(vertices), some_left(problem, best), owned=True)
 
 
 RANGE: dict[Any, float] = {np.dtype(np.float32): 87.0, np.dtype(np.float64): 700.0}

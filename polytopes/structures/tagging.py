@@ -292,7 +292,7 @@ class SharedViterbi(ByArcs):
         scores = _scores(problem)
         vertices, best = np.zeros_like(scores), np.zeros(problem.size)
         over_instances(best_tags, problem.size, scores, _lengths(problem), vertices, best)
-        return Solution.closed_form(tensor(vertices), some_left(problem, best))
+        return Solution.closed_form(tensor(vertices), some_left(problem, best), owned=True)
 
 
 @rule(Tagging, Gibbs)
