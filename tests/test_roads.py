@@ -34,7 +34,16 @@ from spigot.polytopes import (
     UnsupportedProblem,
 )
 from spigot.polytopes.dispatch import Solver, rule
-from spigot.polytopes.solvers import ActiveSet, Clarabel, Cvxpy, CvxpyLayers, FrankWolfe, Highs, Newton
+from spigot.polytopes.solvers import (
+    ActiveSet,
+    BatchedNewton,
+    Clarabel,
+    Cvxpy,
+    CvxpyLayers,
+    FrankWolfe,
+    Highs,
+    Newton,
+)
 from tests.structures import AtMostTwo, best_corner, boards, corners, diamond, subsets
 
 
@@ -305,7 +314,9 @@ def test_which_names_the_road() -> None:
     assert facets.which().rule == Highs.name
     assert facets.which(Euclidean()).rule == Newton.name
     assert facets.which(Shannon()).facts == ("constraints",)
-    assert not facets.which(Euclidean(), "cuda").native
+    assert facets.which(Euclidean(), "cuda").rule == BatchedNewton.name
+    assert facets.which(Euclidean(), "cuda").native
+    assert not SETS["subset"][0].which(Euclidean(), "cuda").native  # an oracle's active set
     assert SETS["subset"][2].which(Gibbs()).exact
 
 
