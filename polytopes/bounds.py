@@ -98,6 +98,8 @@ def _tighten(polytope: Polytope, bound: Tensor, sign: float, parts: Tensor) -> N
 
     known = polytope.scratch.setdefault(("tight", sign), torch.zeros_like(parts))
     wanted = (parts & ~known).flatten().nonzero().flatten()
+    if not len(wanted):
+        return
     road = choose(polytope, None)
     for chunk in wanted.split(CHUNK):
         rows = torch.arange(len(chunk))

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks.families import anytime, engine, ranking, sequences, simplex, trees
+from benchmarks.families import (
+    anytime,
+    engine,
+    matching,
+    paths,
+    ranking,
+    sequences,
+    simplex,
+    startup,
+    trees,
+)
 from benchmarks.workload import Family
 
 __all__ = ["FAMILIES"]
@@ -14,5 +24,8 @@ FAMILIES: tuple[Family, ...] = (
     *trees.FAMILIES,
     *anytime.FAMILIES,
     *sequences.FAMILIES,
+    *matching.FAMILIES,
+    *paths.FAMILIES,
+    *startup.FAMILIES,
 )
 """In the order in which they are measured."""

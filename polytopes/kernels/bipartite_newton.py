@@ -45,6 +45,7 @@ def project(
     row_price: np.ndarray,
     column_price: np.ndarray,
     value: np.ndarray,
+    objective: np.ndarray,
     steps: np.ndarray,
     error: np.ndarray,
 ) -> None:
@@ -52,8 +53,8 @@ def project(
 
     Reads `scores` (n, N, M), `keep`, `sizes` (n, 2), masses (n, N) and (n, M), whether each side's
     sums are equations (n,), and starting prices (n, N) and (n, M), which become the multipliers.
-    Writes `value` (n, N, M) in the leading block, the Newton `steps` (n,) and the largest `error`
-    (n,) of a row or column sum.
+    Writes `value` (n, N, M) in the leading block, the `objective` (n,), the Newton `steps` (n,) and
+    the largest `error` (n,) of a row or column sum.
     """
     small, large = min(scores.shape[1], scores.shape[2]), max(scores.shape[1], scores.shape[2])
     x = np.empty((small, large))
@@ -85,13 +86,15 @@ def project(
         steps[i], error[i] = _minimise(
             x, k, m, a, b, u0, v0, u_exact, v_exact, u, v, work, pattern, matrix, column
         )
+        energy = 0.0
         for p in range(k):
             for q in range(m):
                 y = max(x[p, q] - u[p] - v[q], 0.0)
-                if flip:
-                    value[i, q, p] = y
-                else:
-                    value[i, p, q] = y
+                if y > 0.0:
+                    r, c = (q, p) if flip else (p, q)
+                    value[i, r, c] = y
+                    energy += y * (scores[i, r, c] - 0.5 * y)
+        objective[i] = energy
         for p in range(k):
             if flip:
                 column_price[i, p] = u0[p] + u[p]

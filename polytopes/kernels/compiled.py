@@ -1,25 +1,21 @@
-"""How a kernel is compiled: one thread, without the interpreter's lock, kept on disk."""
+"""How a kernel is compiled: one thread, without the interpreter's lock, kept on disk.
+
+numba is imported when a kernel is first called, not before.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from functools import cache, update_wrapper
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from spigot.polytopes.arrays import library
 
 __all__ = ["kernel", "summing"]
 
 F = TypeVar("F", bound=Callable[..., object])
-
-
-def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """What the files of a folder are: their names, times and sizes."""
-    stats = [(path.name, path.stat()) for path in sorted(folder.glob("*.py"))]
-    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
-
-
-SOURCES = _stamp(Path(__file__).parent)
 
 
 def kernel(function: F) -> F:
@@ -30,7 +26,7 @@ def kernel(function: F) -> F:
     kept on disk for the next process, until any file of this folder changes: a kernel holds the code
     of those that it calls, which numba's own check of the kernel's file alone does not see.
     """
-    return _compiled(function, fastmath=False)
+    return cast(F, _Kernel(function, fastmath=False))
 
 
 def summing(function: F) -> F:
@@ -38,26 +34,84 @@ def summing(function: F) -> F:
 
     NaN and inf keep their meaning; nothing in it may rely on the order of additions.
     """
-    return _compiled(function, fastmath={"reassoc", "contract", "nsz"})
+    return cast(F, _Kernel(function, fastmath={"reassoc", "contract", "nsz"}))
 
 
-def _compiled(function: F, fastmath: Any) -> F:
-    compiled: Any = library("numba").njit(
+class _Kernel:
+    """A function, compiled when first called; in another kernel, what numba made of it."""
+
+    def __init__(self, function: Callable[..., object], fastmath: Any) -> None:
+        update_wrapper(self, function)
+        self._function, self._fastmath = function, fastmath
+        self._compiled: Any = None
+
+    @property
+    def compiled(self) -> Any:
+        """numba's dispatcher, made once."""
+        if self._compiled is None:
+            with _LOCK:
+                self._compiled = self._compiled or _dispatcher(self._function, self._fastmath)
+        return self._compiled
+
+    def __call__(self, *args: Any) -> Any:
+        return self.compiled(*args)
+
+    def __reduce__(self) -> str:
+        return self._function.__qualname__
+
+
+_LOCK = threading.RLock()
+
+
+def _dispatcher(function: Callable[..., object], fastmath: Any) -> Any:
+    """What numba makes of a function."""
+    compiled: Any = _numba().njit(
         function, nogil=True, cache=True, error_model="numpy", fastmath=fastmath
     )
-    kept: Any = compiled._cache._cache_file
-    kept._source_stamp = (kept._source_stamp, SOURCES)
-    kept._load_index = _readable(kept._load_index)
+    _keep_by_folder(compiled._cache)
     return compiled
 
 
-def _readable(load: Callable[[], dict[Any, str]]) -> Callable[[], dict[Any, str]]:
-    """The index of what is on disk, empty where an older version left classes that exist no more."""
+@cache
+def _numba() -> Any:
+    """numba, told what a kernel is that another one calls."""
+    numba, extending = library("numba"), library("numba.extending")
 
-    def loaded() -> dict[Any, str]:
+    def typed(value: _Kernel, _context: object) -> Any:
+        return numba.types.Dispatcher(value.compiled)
+
+    extending.typeof_impl.register(_Kernel)(typed)
+    return numba
+
+
+def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """What the files of a folder are: their names, times and sizes."""
+    stats = [(path.name, path.stat()) for path in sorted(folder.glob("*.py"))]
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
+
+
+SOURCES = _stamp(Path(__file__).parent)  # as they are imported
+
+
+def _keep_by_folder(kept: Any) -> None:
+    """Lets machine code on disk count until a file of the folder changes, and loads it quickly.
+
+    numba would import all that a compilation may need, and scipy's linear algebra, before it loads
+    what needs no compilation any more; where nothing is found it does so as it compiles.
+    """
+    runtime = library("numba.core.runtime").rtsys
+    file = kept._cache_file
+    read, file._source_stamp = file._load_index, (file._source_stamp, SOURCES)
+
+    def load_index() -> dict[Any, str]:
         try:
-            return load()
-        except (ImportError, AttributeError):
+            return read()
+        except (ImportError, AttributeError):  # an older version left classes that exist no more
             return {}
 
-    return loaded
+    def load_overload(signature: Any, target: Any) -> Any:
+        runtime.initialize(target)
+        with kept._guard_against_spurious_io_errors():
+            return kept._load_overload(signature, target)
+
+    file._load_index, kept.load_overload = load_index, load_overload

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spigot.polytopes.kernels.compiled import kernel
+from spigot.polytopes.kernels.grid_sweeps import sweep_cells
 from spigot.polytopes.kernels.min_cost_flow import Flow, cheapest_flow, new_flow
 from spigot.polytopes.kernels.network import (
     Network,
@@ -114,15 +115,19 @@ def best_cells(
     feasible: np.ndarray,
 ) -> None:
     """The cells of a best flow in the leading `sizes[i]` block of a grid of this width."""
+    left = np.zeros(last, np.bool_)
+    sweep_cells(first, last, moves, width, sizes, source, target, scores, keep, out, feasible, left)
     most = 0
     for i in range(first, last):
-        most = max(most, sizes[i, 0] * sizes[i, 1])
-    links, search, none = new_network(most, most * len(moves)), new_search(most), most - most
-    split, state = new_network(none, none), new_flow(none, none)  # until one is needed
+        most = max(most, sizes[i, 0] * sizes[i, 1]) if left[i] else most
+    links, search = new_network(most, most * len(moves)), new_search(most)
+    split, state = new_network(most - most, most - most), new_flow(most - most, most - most)
     cost = np.empty(most * (len(moves) + 1))
     order = np.empty(0, np.int32)
     h, w, is_split = 0, 0, False
     for i in range(first, last):
+        if not left[i]:
+            continue
         if sizes[i, 0] != h or sizes[i, 1] != w:
             h, w, is_split = sizes[i, 0], sizes[i, 1], False
             grid_links(h, w, moves, links)

@@ -21,16 +21,18 @@ from spigot.polytopes.kernels.bipartite_face import loose, slack, strong
 from spigot.polytopes.kernels.bounds import at_most, bounded, hold, largest_error
 from spigot.polytopes.kernels.cholesky import factor, substitute
 from spigot.polytopes.kernels.compiled import kernel
-from spigot.polytopes.kernels.vectors import clear, copy, fill, multiply
+from spigot.polytopes.kernels.vectors import clear, copy, dot, exponentials, fill, multiply, total
 
-__all__ = ["pull", "scale"]
+__all__ = ["level", "pull", "scale"]
 
 MAX_STEPS = 400
-SWEEPS = 6
+GENTLE = 12.0
+SWEEPS = 30  # between two exponentials, where they gain
+GAIN = 0.3  # of the error, by a sweep that is worth as much as a Newton step
 TRIALS = 60
 RIDGE = 1e-13
 BOUND_ROUNDS = 20
-SPREAD, ROUGH, FINE, ROUGH_STEPS = 30.0, 1e-2, 2e-15, 12
+SPREAD, ROUGH, FINE, ROUGH_STEPS = 30.0, 1e-2, 5e-15, 12
 
 
 @kernel
@@ -49,15 +51,16 @@ def scale(
     column_price: np.ndarray,
     value: np.ndarray,
     gradient: np.ndarray,
+    objective: np.ndarray,
     steps: np.ndarray,
     error: np.ndarray,
 ) -> None:
     """Entropic projections, with their multipliers.
 
     Reads what `bipartite_newton.project` does; of `keep`, only entries that some point of the set uses.
-    Writes `value` and `gradient` = 1 + log y (n, N, M) in the leading block, the rounds of sweeps and
-    Newton steps `steps` (n,), and the largest `error` (n,) of a row or column sum. The starting prices
-    become the multipliers.
+    Writes `value` and `gradient` = 1 + log y (n, N, M) in the leading block, the `objective`
+    (n,), the rounds of sweeps and Newton steps `steps` (n,), and the largest `error` (n,) of a row or
+    column sum. The starting prices become the multipliers.
     """
     small, large = min(scores.shape[1], scores.shape[2]), max(scores.shape[1], scores.shape[2])
     x, y = np.empty((small, large)), np.empty((small, large))
@@ -96,13 +99,52 @@ def scale(
                 row_price[i, q] += v[q]
             else:
                 column_price[i, q] += v[q]
+        energy = 0.0
         for r in range(rows):
             for c in range(columns):
                 p, q = (c, r) if flip else (r, c)
-                value[i, r, c] = y[p, q]
-                gradient[i, r, c] = scores[i, r, c] - row_price[i, r] - column_price[i, c]
+                slope = scores[i, r, c] - row_price[i, r] - column_price[i, c]
                 if x[p, q] > -np.inf:
-                    gradient[i, r, c] = x[p, q] - u[p] - v[q]
+                    slope = x[p, q] - u[p] - v[q]
+                value[i, r, c] = y[p, q]
+                gradient[i, r, c] = slope
+                if y[p, q] > 0.0:  # s - log y, and log y is the slope less 1
+                    energy += y[p, q] * (scores[i, r, c] - slope + 1.0)
+        objective[i] = energy
+
+
+@kernel
+def level(
+    first: int,
+    last: int,
+    scores: np.ndarray,
+    sizes: np.ndarray,
+    row_exact: np.ndarray,
+    column_exact: np.ndarray,
+    row_price: np.ndarray,
+    column_price: np.ndarray,
+    steep: np.ndarray,
+) -> None:
+    """The largest score of each row as its price (0 at least, where its sum may be smaller).
+
+    Of each column where they are fewer: the smaller side's sums are those that bind at large scores.
+    `steep` says where that leaves scores too far below for sweeps to start from.
+    """
+    for i in range(first, last):
+        steep[i] = False
+        rows, columns = sizes[i, 0], sizes[i, 1]
+        flip = rows > columns
+        exact = column_exact[i] if flip else row_exact[i]
+        for p in range(columns if flip else rows):
+            low, high = np.inf, -np.inf if exact else 0.0
+            for q in range(rows if flip else columns):
+                s = scores[i, q, p] if flip else scores[i, p, q]
+                low, high = min(low, s), max(high, s)
+            if flip:
+                column_price[i, p] = high
+            else:
+                row_price[i, p] = high
+            steep[i] |= high - low > GENTLE
 
 
 @kernel
@@ -118,18 +160,19 @@ def _exponentials(
     c: np.ndarray,
 ) -> float:
     """y = exp(heat x - 1 - u - v), its row sums r and column sums c; returns its total."""
+    power = np.empty(m)
+    bits = power.view(np.int64)
     fill(c, m, 0.0)
     whole = 0.0
     for p in range(k):
-        total = 0.0
+        row, reach, up = y[p], x[p], 1.0 + u[p]
         for q in range(m):
-            t = heat * x[p, q] - 1.0 - u[p] - v[q]
-            value = np.exp(t) if t > -745.0 else 0.0
-            y[p, q] = value
-            total += value
-            c[q] += value
-        r[p] = total
-        whole += total
+            row[q] = heat * reach[q] - up - v[q]
+        exponentials(row, power, bits, m)
+        r[p] = total(row, m)
+        for q in range(m):
+            c[q] += row[q]
+        whole += r[p]
     return whole
 
 
@@ -206,7 +249,7 @@ def _minimise(
     error, stalls = np.inf, 0
     for step in range(limit):
         _exponentials(x, heat, y, k, m, u, v, r, c)
-        whole = _sweeps(y, k, m, work)
+        whole = _sweeps(y, k, m, work, 0.2 * tolerance * largest)
         new = _errors(k, m, work)
         stalls = stalls + 1 if new > 0.5 * error and new < 1e-12 * largest else 0
         if new <= tolerance * largest or stalls > 2 or step == limit - 1:
@@ -245,37 +288,47 @@ def _minimise(
 
 
 @kernel
-def _sweeps(y: np.ndarray, k: int, m: int, work: np.ndarray) -> float:
-    """A few exact minimisations over u, then over v, by products; y and its sums follow.
+def _sweeps(y: np.ndarray, k: int, m: int, work: np.ndarray, tolerance: float) -> float:
+    """Exact minimisations over u, then over v, by products; y and its sums follow.
 
-    Returns y's total.
+    They end where the rows' error is below the tolerance, or no longer falls quickly. Returns y's total.
     """
     a, b, u, v, low_u, low_v = work[0], work[1], work[2], work[3], work[4], work[5]
-    r, c, f, h, total = work[6], work[7], work[12], work[13], work[14]
-    fill(f, k, 1.0)
-    fill(h, m, 1.0)
-    for _ in range(SWEEPS):
-        fill(total, m, 0.0)
+    r, c, f, h, sums = work[6], work[7], work[12], work[13], work[14]
+    most_f, most_h = work[10], work[11]  # what sends a multiplier to its bound
+    for p in range(k):
+        f[p], most_f[p] = 1.0, np.inf if low_u[p] == -np.inf else np.exp(min(u[p] - low_u[p], 700.0))
+    for q in range(m):
+        h[q], most_h[q] = 1.0, np.inf if low_v[q] == -np.inf else np.exp(min(v[q] - low_v[q], 700.0))
+    last = np.inf
+    for sweep in range(SWEEPS):
+        fill(sums, m, 0.0)
+        error = 0.0
         for p in range(k):
-            reached = 0.0
-            for q in range(m):
-                reached += y[p, q] * h[q]
+            row = y[p]
+            reached = dot(row, h, m)
             if reached > 1e-280 and a[p] > 0.0:
-                f[p] = min(a[p] / reached, np.exp(min(u[p] - low_u[p], 700.0)))
+                before = f[p]
+                f[p] = min(a[p] / reached, most_f[p])
+                error = max(error, abs(f[p] - before) * reached)
+            factor = f[p]
             for q in range(m):
-                total[q] += y[p, q] * f[p]
+                sums[q] += row[q] * factor
         for q in range(m):
-            if total[q] > 1e-280 and b[q] > 0.0:
-                h[q] = min(b[q] / total[q], np.exp(min(v[q] - low_v[q], 700.0)))
+            if sums[q] > 1e-280 and b[q] > 0.0:
+                h[q] = min(b[q] / sums[q], most_h[q])
+        if error <= tolerance or (sweep > 2 and error > GAIN * last):
+            break
+        last = error
     whole = 0.0
     fill(c, m, 0.0)
     for p in range(k):
-        u[p] = bounded(u[p] - np.log(f[p]), low_u[p])
-        r[p] = 0.0
+        row, factor = y[p], f[p]
+        u[p] = bounded(u[p] - np.log(factor), low_u[p])
         for q in range(m):
-            y[p, q] *= f[p] * h[q]
-            r[p] += y[p, q]
-            c[q] += y[p, q]
+            row[q] *= factor * h[q]
+            c[q] += row[q]
+        r[p] = total(row, m)
         whole += r[p]
     for q in range(m):
         v[q] = bounded(v[q] - np.log(h[q]), low_v[q])
@@ -398,7 +451,8 @@ def pull(
     masses, (n, N) and (n, M).
     """
     small, large = min(value.shape[1], value.shape[2]), max(value.shape[1], value.shape[2])
-    y, turned = np.empty((small, large)), np.empty((large, small))
+    y, pattern = np.empty((small, large)), np.empty((small, large))
+    turned = np.empty((large, small))
     group = np.empty(small + large + 1, np.int64)
     walk = np.empty((5, small + large + 1), np.int64)
     ground = np.empty((2, small + large), np.bool_)
@@ -433,20 +487,21 @@ def pull(
             sums,
             ground,
         )
+        free = False  # whether some sum may move
+        for t in range(k + m):
+            free |= ground[0, t] or ground[1, t]
+        if free:
+            for p in range(k):
+                for q in range(m):
+                    pattern[p, q] = 1.0 if y[p, q] > 0.0 else -np.inf
+            strong(pattern, k, m, 0.0, ground, group, walk)
         for p in range(k):
-            for q in range(m):
-                turned[q, p] = y[p, q]
-                y[p, q] = 1.0 if y[p, q] > 0.0 else -np.inf
-        strong(y, k, m, 0.0, ground, group, walk)
-        for p in range(k):
-            for q in range(m):
-                y[p, q] = turned[q, p]
-            fixed = sums[0, p] == 0.0 or loose(group, ground, k, m, p)
+            fixed = sums[0, p] == 0.0 or (free and loose(group, ground, k, m, p))
             matrix[p, p] = np.inf if fixed else sums[0, p] * (1 + RIDGE)
             if fixed:
                 alpha[p] = 0.0
         for q in range(m):
-            fixed = sums[1, q] == 0.0 or loose(group, ground, k, m, k + q)
+            fixed = sums[1, q] == 0.0 or (free and loose(group, ground, k, m, k + q))
             count[q] = np.inf if fixed else sums[1, q] * (1 + RIDGE)
             if fixed:
                 beta[q] = 0.0

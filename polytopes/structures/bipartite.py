@@ -5,7 +5,9 @@ M = {y >= 0 : row sums = (or <=) a, column sums = (or <=) b}.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -47,15 +49,26 @@ class Sums:
         """What kernels for general sums read next."""
         return self.row_mass, self.column_mass, self.row_exact, self.column_exact
 
+    def take(self, rows: np.ndarray) -> Sums:
+        """These instances."""
+        keep = self.keep[rows] if self.masked else self.keep
+        masses = (part[rows] for part in self.masses)
+        return Sums(self.scores[rows], keep, self.masked, self.sizes[rows], *masses)
+
 
 @dataclass(frozen=True, eq=False)
 class Best:
     """Best vertices, with prices s_ij <= row_i + column_j that prove it; `found` where there is one."""
 
-    value: Tensor  # (n, N, M)
+    vertices: Callable[[], Tensor]  # (n, N, M)
     row_price: np.ndarray  # (n, N)
     column_price: np.ndarray  # (n, M)
     found: np.ndarray  # (n,)
+
+    @cached_property
+    def value(self) -> Tensor:
+        """The vertices, made when first asked for: projections want the prices alone."""
+        return self.vertices()
 
 
 class Bipartite(Polytope, abstract=True):
@@ -93,17 +106,20 @@ def posed(problem: Problem) -> tuple[Sums, Best]:
     return sums, best
 
 
+def _written(sums: Sums) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Room for the value, the objective, the steps and the error of each instance."""
+    n = len(sums.scores)
+    return np.zeros_like(sums.scores), np.zeros(n), np.zeros(n, dtype=np.int64), np.zeros(n)
+
+
 def _solution(
-    problem: Problem, sums: Sums, value: np.ndarray, error: np.ndarray, steps: np.ndarray
+    sums: Sums, value: np.ndarray, objective: np.ndarray, steps: np.ndarray, error: np.ndarray
 ) -> Solution:
     """The kernel's answer; sums that are off by more than rounding are no convergence."""
-    assert isinstance(problem.regularizer, Euclidean | Shannon)
-    y = tensor(value)
     largest = np.maximum(sums.row_mass.max(1), sums.column_mass.max(1))
     failed = tensor(error > TOLERANCE * largest)
     status = torch.where(failed, int(Status.INACCURATE), int(Status.CONVERGED))
-    objective = (problem.scores.double() * y).flatten(1).sum(1) - problem.regularizer.total(y)
-    return Solution(y, status, tensor(steps), objective=objective)
+    return Solution(tensor(value), status, tensor(steps), objective=tensor(objective))
 
 
 TOLERANCE = 1e-10  # of row and column sums, relative to the largest mass
@@ -162,20 +178,10 @@ class BipartiteProjection(BipartiteRoad):
     def solve(self, problem: Problem) -> Solution:
         """From the best vertex's prices."""
         sums, best = posed(problem)
-        value = np.zeros_like(sums.scores)
-        steps, error = np.zeros(len(value), dtype=np.int64), np.zeros(len(value))
-        prices = best.row_price, best.column_price
-        over_instances(
-            bipartite_newton.project,
-            len(value),
-            *sums.problem,
-            *sums.masses,
-            *prices,
-            value,
-            steps,
-            error,
-        )
-        found = _solution(problem, sums, value, error, steps)
+        prices, written = (best.row_price, best.column_price), _written(sums)
+        project = bipartite_newton.project
+        over_instances(project, len(sums.scores), *sums.problem, *sums.masses, *prices, *written)
+        found = _solution(sums, *written)
         duals = tensor(np.concatenate(prices, axis=1))
         return replace(found, gradient=found.value, duals=duals)
 
@@ -206,15 +212,13 @@ class BipartiteEntropy(BipartiteRoad):
     cost = "a few sweeps; 10 to 30 Cholesky factors of the smaller side's size at peaked scores"
 
     def solve(self, problem: Problem) -> Solution:
-        """From the best vertex's prices."""
-        sums, best = posed(problem)
-        sums = _usable(sums, best)
-        value, gradient = np.zeros_like(sums.scores), np.zeros_like(sums.scores)
-        steps, error = np.zeros(len(value), dtype=np.int64), np.zeros(len(value))
-        prices = best.row_price, best.column_price
-        written = value, gradient, steps, error
-        over_instances(sinkhorn.scale, len(value), *sums.problem, *sums.masses, *prices, *written)
-        found = _solution(problem, sums, value, error, steps)
+        """From prices that leave no large logarithm."""
+        sums, prices = _levelled(problem)
+        (value, *rest), gradient = _written(sums), np.zeros_like(sums.scores)
+        written = value, gradient, *rest
+        scale = sinkhorn.scale
+        over_instances(scale, len(sums.scores), *sums.problem, *sums.masses, *prices, *written)
+        found = _solution(sums, value, *rest)
         duals = tensor(np.concatenate(prices, axis=1))
         return replace(found, gradient=tensor(gradient), duals=duals)
 
@@ -236,6 +240,28 @@ class BipartiteEntropy(BipartiteRoad):
         )
         value, row, column = (tensor(part) for part in found)
         return value, row, column
+
+
+def _levelled(problem: Problem) -> tuple[Sums, tuple[np.ndarray, np.ndarray]]:
+    """The arrays, and starting prices: largest scores, or a best vertex's prices.
+
+    Where nothing is masked every entry is used by some point.
+    """
+    assert isinstance(problem.polytope, Bipartite)
+    sums = problem.polytope.sums(problem)
+    n = len(sums.scores)
+    row, column = np.zeros_like(sums.row_mass), np.zeros_like(sums.column_mass)
+    steep = np.ones(n, dtype=np.bool_)
+    if not sums.masked:
+        exact = sums.row_exact, sums.column_exact
+        over_instances(sinkhorn.level, n, sums.scores, sums.sizes, *exact, row, column, steep)
+    if steep.any():
+        best = problem.polytope.best(sums.take(steep), problem.scores.dtype)
+        if not best.found.all():
+            raise problem.no_structure(rows_where(tensor(~best.found)))
+        row[steep], column[steep] = best.row_price, best.column_price
+        sums = _usable(sums, best)
+    return sums, (row, column)
 
 
 def _usable(sums: Sums, best: Best) -> Sums:

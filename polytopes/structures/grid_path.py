@@ -303,16 +303,17 @@ def ends(problem: Problem) -> tuple[np.ndarray, np.ndarray]:  # (n, 2) each
     Raises:
         ValueError: a cell outside the instance's grid.
     """
-    size = tensor(sizes(problem))
+    size = sizes(problem)
     found: list[np.ndarray] = []
     for name in ("source", "target"):
-        cells = problem.param(name).cpu()
-        wrong = ((cells < -size) | (cells >= size)).any(1)
-        if cells.is_floating_point() or bool(wrong.any()):
-            rows = rows_where(wrong)
-            seen = f"; {problem.describe(rows)} has {numbers(cells[rows[0]])}" if rows else ""
+        given = problem.param(name)
+        cells = contiguous(given.long())
+        wrong = np.any((cells < -size) | (cells >= size), axis=1)
+        if given.is_floating_point() or wrong.any():
+            rows = rows_where(tensor(wrong))
+            seen = f"; {problem.describe(rows)} has {numbers(given[rows[0]])}" if rows else ""
             raise ValueError(f"params[{name!r}] must be cells of the grid, whole numbers{seen}.")
-        found.append(contiguous(torch.where(cells < 0, cells + size, cells).long()))
+        found.append(np.where(cells < 0, cells + size, cells))
     return found[0], found[1]
 
 

@@ -183,7 +183,7 @@ class Matching(Bipartite):
         prices = np.zeros((n, rows)), np.zeros((n, columns))
         found = np.zeros(n, dtype=np.bool_)
         over_instances(assign, n, *sums.problem, self.perfect, match, *prices, found)
-        return Best(_one_hot(tensor(match), columns, dtype), *prices, found)
+        return Best(lambda: _one_hot(tensor(match), columns, dtype), *prices, found)
 
 
 def _one_hot(match: Tensor, columns: int, dtype: torch.dtype) -> Tensor:  # (*batch, n, columns)

@@ -142,7 +142,7 @@ class Transport(Bipartite):
         found = np.zeros(n, dtype=np.bool_)
         masses = sums.row_mass, sums.column_mass
         over_instances(transport, n, *sums.problem, *masses, value, *prices, found)
-        return Best(tensor(value).to(dtype), *prices, found)
+        return Best(lambda: tensor(value).to(dtype), *prices, found)
 
 
 @rule(Transport, None)
