@@ -81,11 +81,11 @@ class TargetLoss(nn.Module):
             raise ValueError("Give the loss a target or labels, and not both.")
         problem = pose(self.polytope, scores, self.regularizer, lengths, keep, params)
         y = self.polytope.encode(labels, lengths) if target is None else target
-        if target is not None and target.shape != scores.shape:
+        if isinstance(target, Tensor) and target.shape != scores.shape:
             raise ValueError(
                 f"target of shape {tuple(target.shape)} must have the scores' shape "
-                f"{tuple(scores.shape)}: it holds structures. Labels, in the form that "
-                "`polytope.encode` takes, go in labels=."
+                f"{tuple(scores.shape)}, with the event shape {self.polytope.event_shape}: it holds "
+                "structures. Labels, in the form that `polytope.encode` takes, go in labels=."
             )
         y = same_shape(problem, scores, y, "target")
         if self.validate:

@@ -16,6 +16,7 @@ from spigot.polytopes import (
     Euclidean,
     Facets,
     FermiDirac,
+    GridPath,
     NoStructure,
     Permutahedron,
     Polytope,
@@ -400,3 +401,36 @@ def test_limits_fix_parts_of_some_instances() -> None:
     y = Shared().maximize(scores, Shannon(), params={"share": share}, solver=Newton())
     first, second = scores[:, :2].softmax(1), scores[:, 2:].softmax(1)
     close(y, torch.cat([first * share[:, None], second * (1 - share[:, None])], 1), 1e-10)
+
+
+def test_multipliers_that_run_away_prove_nothing() -> None:
+    """Degenerate flows whose face's rows have multipliers of 1e15, as the checker found."""
+    grid = GridPath(2, 2, 8)
+    scores = torch.tensor([[0.0, 0.010401], [-0.388909, 0.141993]]).double()
+    solution = grid.solve(scores, Euclidean(), solver=Newton())
+    expected = torch.tensor([[1.0, 0.010401], [0.0, 1.0]]).double()
+    close(solution.value, expected)
+
+
+def test_a_part_that_rows_give_has_its_own_price() -> None:
+    """y_0 = c is given by a row; the maximum's slope by c is s_0 - phi'(c) whatever rows remain."""
+
+    class Given(Polytope):
+        parameters = {"c": ()}  # noqa: RUF012
+
+        @property
+        def event_shape(self) -> tuple[int, ...]:
+            return (3,)
+
+        def constraints(self, y: cp.Variable, c: Any) -> list[Any]:
+            return [y >= 0, y[0] == c, cp.sum(y) == 1]
+
+    scores = torch.tensor([0.3, -0.2, 0.5]).double()
+    c = torch.tensor(0.25).double().requires_grad_()
+    maximum = Given().conjugate(scores, Shannon(), params={"c": c})
+    maximum.backward()
+    rest = torch.softmax(scores[1:], 0) * (1 - c.detach())
+    price = scores[1] - rest[0].log() - 1  # of the sum
+    wanted = scores[0] - c.detach().log() - 1 - price
+    assert c.grad is not None
+    assert float(c.grad) == pytest.approx(float(wanted), abs=1e-9)

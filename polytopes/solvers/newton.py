@@ -182,8 +182,8 @@ def _found(problem: Problem, max_steps: int) -> _Found:
         error,
         objective,
     )
-    given = box.lower[:, :d] >= box.upper[:, :d]
-    gradient = np.where(given, slope[:, :d], np.clip(slope[:, :d], box.least, box.most))
+    endless = (box.lower[:, :d] >= box.upper[:, :d]) & ~np.isfinite(box.least)  # given where phi ends
+    gradient = np.where(endless, slope[:, :d], np.clip(slope[:, :d], box.least, box.most))
     gradient = np.where(keep, gradient, 0.0) if len(keep) else gradient
     beyond = slope.copy()
     beyond[:, :d] -= gradient
@@ -193,6 +193,7 @@ def _found(problem: Problem, max_steps: int) -> _Found:
     outside = np.maximum(box.lower[:, d:] - value[:, d:], value[:, d:] - box.upper[:, d:])
     good = (
         (error <= ACCURATE)
+        & (_rounding(multiplier) <= ACCURATE * (1 + np.abs(scores).max(1, initial=0.0)))
         & (np.maximum(broken.max(1, initial=0.0), outside.max(1, initial=0.0)) <= FEASIBLE)
         & (np.where(np.isfinite(gap), gap, 0.0) <= CERTIFIED * (1 + np.abs(_inner(scores, value))))
     )
@@ -221,6 +222,11 @@ def _begin(problem: Problem, form: Canonical, low: np.ndarray) -> np.ndarray:  #
     if known is None:
         return np.zeros((problem.size, len(low)))
     return np.maximum(known[:, : len(low)], low)
+
+
+def _rounding(multiplier: np.ndarray) -> np.ndarray:  # (n,)
+    """What rounding alone may add to s - R'v: a proof by v is worth no more."""
+    return 2.0**-52 * np.abs(multiplier).max(1, initial=0.0)
 
 
 def _inner(scores: np.ndarray, value: np.ndarray) -> np.ndarray:  # (n,)
@@ -328,14 +334,19 @@ def _ends(form: Canonical, state: np.ndarray, value: np.ndarray) -> tuple[np.nda
 
 
 def _duals(problem: Problem, found: _Found) -> Tensor | None:
-    """The multipliers, where all instances have the same rows; NaN where they are not proven."""
+    """The multipliers, where all instances have the same rows; NaN where they are not known.
+
+    They are where the answer is proven and no rows give a part that none of its bounds holds.
+    """
     if problem.keep is not None:
         return None
     form = batch_form(problem)
     form = form if form.b.ndim == 1 else form.instance(0)
     below, above = np.maximum(-found.beyond, 0.0), np.maximum(found.beyond, 0.0)
+    free = ~(found.below | found.above)
+    known = found.proven & ~((found.beyond != 0) & free)[:, : found.value.shape[1]].any(1)
     multipliers = _stacked(form, found.multiplier, below, above)
-    return tensor(np.where(found.proven[:, None], multipliers, np.nan))
+    return tensor(np.where(known[:, None], multipliers, np.nan))
 
 
 def _backed_up(problem: Problem, found: _Found, faces: tuple[Face, ...]) -> tuple[Face, ...]:
