@@ -219,11 +219,18 @@ def _proven(cases: Cases, found: Found, gap: Tensor) -> Tensor:  # (n,)
     beyond = torch.where(cases.floor < 0, found.excess.abs(), found.excess.clamp_min(0))
     broken = beyond / (1 + cases.limit.abs())
     energy = (cases.scores * found.y).sum(1).abs()
+    # what rounding alone may add to s - R'v
+    noise = torch.finfo(found.v.dtype).eps * _largest(found.v)
     return (
         (found.error <= level.accurate)
+        & (noise <= level.accurate * (1 + _largest(cases.scores)))
         & (broken <= level.feasible).all(1)
         & (gap <= level.certified * (1 + energy))
     )
+
+
+def _largest(values: Tensor) -> Tensor:  # (n, m) -> (n,)
+    return values.abs().amax(1) if values.shape[1] else values.new_zeros(len(values))
 
 
 def _duals(rows: DeviceRows, found: Found, gradient: Tensor) -> Tensor:
