@@ -6,7 +6,7 @@ import numpy as np
 
 from spigot.polytopes.kernels.compiled import kernel
 
-__all__ = ["at_most", "bounded", "hold", "largest_error", "within"]
+__all__ = ["at_most", "bounded", "crosses", "hold", "largest_error", "within"]
 
 
 @kernel
@@ -32,6 +32,15 @@ def at_most(t: np.ndarray, low: np.ndarray, step: np.ndarray, held: np.ndarray, 
         if held[p] == 0.0 and t[p] + step[p] < low[p]:
             part = min(part, (low[p] - t[p]) / step[p])
     return part
+
+
+@kernel
+def crosses(t: np.ndarray, low: np.ndarray, step: np.ndarray, n: int) -> bool:
+    """Whether the whole step sends any beyond its bound."""
+    beyond = 0
+    for p in range(n):
+        beyond += t[p] + step[p] < low[p]
+    return beyond > 0
 
 
 @kernel

@@ -28,6 +28,7 @@ from spigot.polytopes.kernels.elimination import (
     System,
     apply,
     factor,
+    forget,
     new_factor,
     product,
     solve,
@@ -353,6 +354,7 @@ def project_lifted(
             box.least[place],
             box.most[place],
         )
+        forget(work.made)
         _pose(system, case, work.at)
         steps[i] = interior(
             system, curve, limit, work.at, work.move, work.weights, work.spare, work.made

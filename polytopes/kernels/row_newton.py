@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spigot.polytopes.kernels.bounds import at_most, bounded, hold, within
+from spigot.polytopes.kernels.bounds import at_most, bounded, crosses, hold, within
 from spigot.polytopes.kernels.compiled import kernel
 from spigot.polytopes.kernels.curves import (
     EUCLIDEAN,
@@ -33,13 +33,15 @@ from spigot.polytopes.kernels.elimination import (
     Factor,
     System,
     apply,
+    apply_both,
     factor,
+    forget,
     new_factor,
     product,
     solve,
 )
 from spigot.polytopes.kernels.row_interior import Inside, interior, new_inside
-from spigot.polytopes.kernels.vectors import copy, fill
+from spigot.polytopes.kernels.vectors import between, copy, fill, subtract
 
 __all__ = ["GIVEN", "LOWER", "UPPER", "Box", "project", "pull"]
 
@@ -148,52 +150,63 @@ def _new_work(system: System, d: int) -> Work:
 @kernel
 def _evaluate(system: System, curve: Curve, case: Case, noise: float, point: Point) -> float:
     """Everything at point.v; returns the dual."""
-    x, y = point.x, point.y
-    product(system, point.v, x)
-    dual = 0.0
-    for k in range(len(y)):
-        t = case.scores[k] - x[k]
-        x[k] = t
-        if not case.live[k]:
-            y[k] = 0.0
-        elif t <= case.least[k] or t >= case.most[k]:
-            y[k] = case.lower[k] if t <= case.least[k] else case.upper[k]
-            dual += t * y[k] - phi(curve, y[k])
-        else:
-            y[k] = mirror(curve, t)
-            dual += conjugate(curve, t, y[k])
-    for i in range(len(point.v)):
-        total, size = -case.limit[i], abs(case.limit[i])
-        for e in range(system.start[i], system.start[i + 1]):
-            term = system.entry[e] * y[system.column[e]]
-            total += term
-            size += abs(term)
-        point.excess[i] = total
-        point.size[i] = size + noise * system.reach[i] + 1e-290
-        dual += case.limit[i] * point.v[i]
+    product(system, point.v, point.x)
+    subtract(case.scores, point.x)
+    dual = _on_parts(curve, case, point.v, point.x, point.y)
+    apply_both(system, point.y, point.y, point.excess, point.size)
+    _on_rows(case.limit, system.reach, noise, point.excess, point.size)
     return dual
 
 
 @kernel
-def _error(system: System, point: Point) -> float:
+def _on_parts(curve: Curve, case: Case, v: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
+    """y at x; returns the dual."""
+    live, least, most, lower, upper = case.live, case.least, case.most, case.lower, case.upper
+    dual = 0.0
+    for k in range(len(y)):
+        t = x[k]
+        if not live[k]:
+            y[k] = 0.0
+        elif t <= least[k] or t >= most[k]:
+            y[k] = lower[k] if t <= least[k] else upper[k]
+            dual += t * y[k] - phi(curve, y[k])
+        else:
+            y[k] = mirror(curve, t)
+            dual += conjugate(curve, t, y[k])
+    for i in range(len(v)):
+        dual += case.limit[i] * v[i]
+    return dual
+
+
+@kernel
+def _on_rows(
+    limit: np.ndarray, reach: np.ndarray, noise: float, excess: np.ndarray, size: np.ndarray
+) -> None:
+    """From R y and its mass the rows' excess and its size."""
+    for i in range(len(limit)):
+        excess[i] -= limit[i]
+        size[i] += abs(limit[i]) + noise * reach[i] + 1e-290
+
+
+@kernel
+def _error(low: np.ndarray, v: np.ndarray, excess: np.ndarray, size: np.ndarray) -> float:
     """The largest error of a row, relative to its size; it may fall short where v is at its bound."""
     worst = 0.0
-    for i in range(len(point.v)):
-        excess = point.excess[i]
-        if not abs(excess) < np.inf:
+    for i in range(len(v)):
+        if not abs(excess[i]) < np.inf:
             return np.inf
-        if point.v[i] > system.low[i] or excess > 0.0:
-            worst = max(worst, abs(excess) / point.size[i])
+        if v[i] > low[i] or excess[i] > 0.0:
+            worst = max(worst, abs(excess[i]) / size[i])
     return worst
 
 
 @kernel
-def _slope(system: System, point: Point, step: np.ndarray) -> float:
+def _slope(low: np.ndarray, v: np.ndarray, excess: np.ndarray, step: np.ndarray) -> float:
     """The dual's slope along a step, over the multipliers that it can move."""
     total = 0.0
     for i in range(len(step)):
-        if point.v[i] > system.low[i] or step[i] > 0.0:
-            total -= point.excess[i] * step[i]
+        if v[i] > low[i] or step[i] > 0.0:
+            total -= excess[i] * step[i]
     return total
 
 
@@ -251,6 +264,20 @@ def _direction(
 
 
 @kernel
+def _slope_ahead(
+    limit: np.ndarray, live: np.ndarray, y: np.ndarray, x: np.ndarray, end: np.ndarray, step: np.ndarray
+) -> float:
+    """`_slope` at y by the parts alone: along a step that meets no bound R'step is what x loses."""
+    total = 0.0
+    for i in range(len(step)):
+        total += limit[i] * step[i]
+    for k in range(len(end)):
+        if live[k]:
+            total -= y[k] * (x[k] - end[k])
+    return total
+
+
+@kernel
 def _minimise(
     system: System,
     curve: Curve,
@@ -261,10 +288,11 @@ def _minimise(
     work: Work,
 ) -> tuple[int, float]:
     """The dual's minimiser from work.point.v on; steps and the error."""
-    point, trial, step = work.point, work.trial, work.step
+    point, trial, step, end = work.point, work.trial, work.step, work.spare
     rows = len(step)
     dual = _evaluate(system, curve, case, noise, point)
-    error, stalls, rounds = _error(system, point), 0, FEW_ROUNDS
+    error = _error(system.low, point.v, point.excess, point.size)
+    stalls, rounds = 0, FEW_ROUNDS
     for count in range(limit):
         if error <= target or stalls > 3:
             return count, error
@@ -282,19 +310,34 @@ def _minimise(
             work.spare,
             work.made,
         )
-        slope = _slope(system, point, step)
+        slope = _slope(system.low, point.v, point.excess, step)
         alpha, low, high, slope_low = 1.0, 0.0, np.inf, slope
-        rounding = 1e-14 * (1.0 + abs(dual))
+        rounding, enough = 1e-14 * (1.0 + abs(dual)), 0.7 * abs(slope)
         value, reached, lower = dual, error, False
-        for _ in range(TRIALS):
+        free = not crosses(point.v, system.low, step, rows)
+        for left in range(TRIALS - 1, -1, -1):
             for i in range(rows):
                 trial.v[i] = bounded(point.v[i] + alpha * step[i], system.low[i])
-            value = _evaluate(system, curve, case, noise, trial)
-            along = _slope(system, trial, step)
-            reached = _error(system, trial)
+            if free and alpha < 1.0:
+                between(point.x, end, alpha, trial.x)
+            else:
+                product(system, trial.v, trial.x)
+                subtract(case.scores, trial.x)
+            if alpha == 1.0:
+                copy(trial.x, end, len(end))
+            value = _on_parts(curve, case, trial.v, trial.x, trial.y)
             lower = value <= dual + 1e-4 * alpha * min(slope, 0.0) + rounding
-            if lower and (reached <= 0.5 * error or abs(along) <= 0.7 * abs(slope)):
-                break
+            along, whole = 0.0, True
+            if free and alpha <= 1.0:
+                along = _slope_ahead(case.limit, case.live, trial.y, point.x, end, step)
+                whole = left == 0 or (lower and (alpha == 1.0 or abs(along) <= enough))
+            if whole:
+                apply_both(system, trial.y, trial.y, trial.excess, trial.size)
+                _on_rows(case.limit, system.reach, noise, trial.excess, trial.size)
+                along = _slope(system.low, trial.v, trial.excess, step)
+                reached = _error(system.low, trial.v, trial.excess, trial.size)
+                if lower and (reached <= 0.5 * error or abs(along) <= enough):
+                    break
             if lower and along < 0.0:
                 low, slope_low = alpha, along
             else:
@@ -583,6 +626,7 @@ def project(
             box.most[place],
         )
         copy(multiplier[i], point.v, rows)
+        forget(work.made)
         steps[i] = 0
         for _ in range(ATTEMPTS):
             patience = limit if steps[i] else min(limit, PATIENCE if quadratic else LONGER)
@@ -641,7 +685,7 @@ def pull(
     """
     parts, rows, variables = grad.shape[1], len(system.low), inside.shape[1]
     made = new_factor(system)
-    v, rest = np.zeros(rows), np.zeros(rows)
+    v, rest, scale = np.zeros(rows), np.zeros(rows), np.zeros(rows)
     left, size, weights = np.zeros(variables), np.zeros(variables), np.zeros(variables)
     z = np.zeros(variables - parts)
     for i in range(first, last):
@@ -663,14 +707,11 @@ def pull(
                 left[k] = z[k - parts] - weights[k] * left[k]
                 size[k] = abs(left[k])
             worst = 0.0
+            apply_both(system, left, size, rest, scale)
             for r in range(rows):
-                total, scale = 0.0, 0.0
-                if not loose[i, r]:
-                    for e in range(system.start[r], system.start[r + 1]):
-                        total += system.entry[e] * left[system.column[e]]
-                        scale += abs(system.entry[e]) * size[system.column[e]]
-                    worst = max(worst, abs(total) / (scale + 1e-290))
-                rest[r] = total
+                if loose[i, r]:
+                    rest[r] = 0.0
+                worst = max(worst, abs(rest[r]) / (scale[r] + 1e-290))
             if worst >= 0.5 * error[i] and worst <= 1e-13:
                 break
             error[i] = worst

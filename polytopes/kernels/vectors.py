@@ -8,7 +8,18 @@ import numpy as np
 
 from spigot.polytopes.kernels.compiled import kernel, summing
 
-__all__ = ["clear", "copy", "dot", "exponentials", "fill", "multiply", "simplex_level", "total"]
+__all__ = [
+    "between",
+    "clear",
+    "copy",
+    "dot",
+    "exponentials",
+    "fill",
+    "multiply",
+    "simplex_level",
+    "subtract",
+    "total",
+]
 
 
 @kernel
@@ -30,6 +41,21 @@ def multiply(target: np.ndarray, n: int, factor: float) -> None:
     """target[:n] *= factor."""
     for i in range(n):
         target[i] *= factor
+
+
+@kernel
+def subtract(source: np.ndarray, target: np.ndarray) -> None:
+    """target = source - target."""
+    for i in range(len(target)):
+        target[i] = source[i] - target[i]
+
+
+@kernel
+def between(start: np.ndarray, end: np.ndarray, part: float, target: np.ndarray) -> None:
+    """target = (1 - part) start + part end, and `end` where they are the same infinity."""
+    for i in range(len(target)):
+        moves = start[i] != end[i]
+        target[i] = (1.0 - part) * start[i] + part * end[i] if moves else end[i]
 
 
 @kernel

@@ -9,7 +9,7 @@ import numpy as np
 from spigot.polytopes.arrays import library
 from spigot.polytopes.canonical import Canonical
 from spigot.polytopes.elimination_order import least_fill
-from spigot.polytopes.kernels.elimination import System, pairs_of
+from spigot.polytopes.kernels.elimination import System, pairs_of, plan_of
 from spigot.polytopes.kernels.laplacian import Pattern, pattern_of
 
 __all__ = ["DENSE_ROWS", "fits", "ordered", "row_system"]
@@ -18,6 +18,7 @@ FEW_ROWS = 64  # that many are factored dense, whatever their pattern,
 SHARE = 0.4  # and those of which one part meets this share,
 DENSE_ROWS = 1000  # up to this many,
 A_PART = 4  # and as many a part: an interior point over the parts costs less beyond
+WHOLE = 0.5  # the share of entries that are not 0 from which on rows are kept whole
 PAIRS = 10_000_000  # of rows that meet in a part
 
 
@@ -86,7 +87,14 @@ def _made(form: Canonical) -> System:
         dense,
         pattern,
         slot,
+        *plan_of(pattern),
+        _filled(rows),
     )
+
+
+def _filled(rows: Any) -> np.ndarray:  # (rows, variables) or (0, 0)
+    count, variables = rows.shape
+    return rows.toarray() if rows.nnz > WHOLE * count * variables else np.zeros((0, 0))
 
 
 def _pattern(first: np.ndarray, row: np.ndarray, count: int) -> tuple[Pattern, np.ndarray]:
