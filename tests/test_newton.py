@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import random_polytopes
 from spigot.polytopes import (
     Euclidean,
     Facets,
@@ -38,32 +39,7 @@ ENTROPIES = (Shannon(), FermiDirac(), Tsallis(1.5), Tsallis(2.0))
 
 def polytope(kind: str, d: int, seed: int) -> Facets:
     """A random polytope that holds a point of [0, 1]^d, of a kind that makes trouble."""
-    rng = np.random.default_rng(1000 * seed + d)
-    inside = rng.uniform(0.2, 0.8, d)
-    m = int(rng.integers(1, min(d, 12) + 2))
-    normals = rng.standard_normal((m, d))
-    room = rng.uniform(0.0, 0.5, m)
-
-    def constraints(y: cp.Variable) -> list[Any]:
-        box = [y >= 0, y <= 1]
-        if kind == "vertex":  # all through one point
-            return [*box, normals @ y <= normals @ inside]
-        if kind == "redundant":  # rows twice, scaled, and their sum
-            twice = np.concatenate([normals, 3.0 * normals, normals.sum(0, keepdims=True)])
-            limits = np.concatenate([normals @ inside + room, 3.0 * (normals @ inside + room)])
-            return [*box, twice @ y <= np.append(limits, (normals @ inside + room).sum() + 0.1)]
-        if kind == "flat":  # dependent equations
-            few = normals[: max(1, min(m, d - 1))]
-            rows = np.concatenate([few, few.sum(0, keepdims=True)])
-            return [*box, rows @ y == rows @ inside]
-        if kind == "implied":  # equations as pairs of inequalities
-            row = normals[:1]
-            return [*box, row @ y <= row @ inside, row @ y >= row @ inside, cp.sum(y) <= d]
-        if kind == "free":  # no bounds but those that rows imply
-            return [cp.sum(y) <= 1, y[:-1] - y[1:] <= 0.5, -y <= 2] if d > 1 else [y <= 1, y >= -1]
-        return [*box, normals @ y <= normals @ inside + room]
-
-    return Facets(constraints, (d,))
+    return random_polytopes.KINDS[kind](np.random.default_rng(1000 * seed + d), d).polytope()
 
 
 def draw(shape: tuple[int, ...], scale: float, seed: int) -> Tensor:
