@@ -339,6 +339,34 @@ def test_derivatives_are_those_of_the_exposed_face(omega: Regularizer, length: i
         torch.testing.assert_close(found.flatten(), expected, atol=1e-6, rtol=0)
 
 
+def test_the_few_tags_with_flow_are_found_among_many() -> None:
+    """The kernels for few tags and for all of them agree; where the first leaves one out, it says so."""
+    from spigot.polytopes.kernels.narrow import project_narrow
+    from spigot.polytopes.kernels.trellis import UNSOLVED, project
+
+    scores = torch.cat([scale * normal(3, 9, 12, 12, seed=3) for scale in (0.0, 1.0, 8.0)])
+    rounded, masked = scores.round(), scores.masked_fill(normal(*scores.shape, seed=4) > 0.2, -torch.inf)
+    masked[:, :, :, 2] = scores[:, :, :, 2]
+    masked[0, 4] = -torch.inf
+    arcs = torch.cat([scores, rounded, masked]).numpy()
+    lengths, count = torch.tensor([9, 1, 5] * 9).numpy(), len(arcs)
+    answers: list[Tensor] = []
+    statuses: list[Tensor] = []
+    kernels: list[tuple[Any, tuple[int, ...]]] = [(project_narrow, ()), (project, (0,))]
+    for solve, options in kernels:
+        values, status = torch.zeros(arcs.shape, dtype=torch.float64), torch.full((count,), UNSOLVED)
+        steps = torch.zeros(count, dtype=torch.int64)
+        solve(0, count, arcs, lengths, *options, values.numpy(), status.numpy(), steps.numpy())
+        answers.append(values)
+        statuses.append(status)
+    few, all_tags = statuses
+    solved = few == 0
+    assert int(solved.sum()) >= 24
+    assert few[18] == all_tags[18] == 3  # no path is left
+    torch.testing.assert_close(answers[0][solved], answers[1][solved], atol=1e-11, rtol=0)
+    assert not bool(answers[0][~solved].any())
+
+
 def test_projections_equal_those_of_other_solvers() -> None:
     chain = Sequence(4, 3)
     scores = torch.cat([normal(3, 4, 3, 3), 10 * normal(3, 4, 3, 3, seed=1)])

@@ -19,7 +19,7 @@ import numpy as np
 from spigot.polytopes.kernels.compiled import kernel
 from spigot.polytopes.kernels.layered import eliminate, substitute
 
-__all__ = ["face_projector", "project"]
+__all__ = ["face_projector", "project", "reduce_scores"]
 
 Array = np.ndarray
 INTERIOR_STEPS = 100
@@ -31,11 +31,12 @@ DOUBT = 100.0  # times the mean of sqrt(y z): z below this may be 0
 FIRST_TRY = 1e-5  # the gap from which Newton's method is tried
 ARCS, TAGS, SPLIT = 0, 1, 2  # |y|^2, |T y|^2, |y|^2 without any flow from arc to arc
 SMALLEST_GAP = 1e-14
+UNSOLVED = 2  # a status: the interior point's own answer, or none yet
 EXACT = 1e-12  # a flow out of balance by this much is in balance
 
 
 @kernel
-def _reduce(scores: Array, length: int, loss: float, s: Array, fore: Array, back: Array) -> float:
+def reduce_scores(scores: Array, length: int, loss: float, s: Array, fore: Array, back: Array) -> float:
     """The best path's score; into s, scores less the best path's, -inf for arcs that lose more.
 
     s(i, j) = score + (best from j on) - (best from i on): <s, y> changes by a constant, and is 0 at
@@ -411,8 +412,9 @@ def project(
 ) -> None:
     """Projections into zeros (n, length, tags, tags) of float64, statuses (n,) and steps (n,).
 
-    `inner` is 1 for the norm of the tags' marginals, 0 for that of the arcs. The status is 0 for an
-    answer exact to rounding, 2 for the interior point's own, 3 where no path is left.
+    `inner` is 1 for the norm of the tags' marginals, 0 for that of the arcs. Instances with another
+    status than UNSOLVED are passed over. The status becomes 0 for an answer exact to rounding, stays 2
+    for the interior point's own, and becomes 3 where no path is left.
     """
     tags, most = scores.shape[2], scores.shape[1]
     deepest = most * (1 + inner)
@@ -425,10 +427,11 @@ def project(
         for j in range(tags):
             weights[2 * t + 1, j, j] = 1.0
     for b in range(first, last):
+        if status[b] != UNSOLVED:
+            continue
         length = lengths[b]
-        status[b] = 2
         # an arc of the answer loses at most `length` to the best path: <s - grad, v> is largest at both
-        if _reduce(scores[b], length, length + 1.0, s, dx, trial) == -np.inf:
+        if reduce_scores(scores[b], length, length + 1.0, s, dx, trial) == -np.inf:
             status[b] = 3
             continue
         depth = length * (1 + inner)
@@ -497,7 +500,7 @@ def face_projector(
                 for j in range(tags):
                     if slopes[b, t, i, j] > -np.inf:
                         largest = max(largest, abs(slopes[b, t, i, j]))
-        _reduce(slopes[b], length, tolerance * (1.0 + largest), s, x, dx)
+        reduce_scores(slopes[b], length, tolerance * (1.0 + largest), s, x, dx)
         noise = 0.0
         for t in range(length):
             for i in range(1 if t == 0 else tags):

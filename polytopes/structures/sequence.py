@@ -402,13 +402,16 @@ def _marginals(
 class TrellisProjection(Road):
     """An interior point of the flow problem, then exact: of the arcs' norm, or of the tags'.
 
+    For the arcs' norm it works on the few tags a position that carry flow, found by pricing all arcs;
+    where that does not end at an answer exact to rounding, on all tags.
+
     References:
         Mehrotra, "On the implementation of a primal-dual interior point method" (SIAM Journal on
         Optimization 1992).
     """
 
     name = "interior point on the trellis"
-    cost = "O(length tags^3) a step, 5 to 25 steps"
+    cost = "O(length tags^3) a step, 5 to 25 steps; the arcs' norm: of the tags with flow alone"
     devices = ("cpu",)
     native = SIZED
 
@@ -420,13 +423,17 @@ class TrellisProjection(Road):
 
     def solve(self, problem: Problem) -> Solution:
         """Projections in float64."""
-        from spigot.polytopes.kernels.trellis import project
+        from spigot.polytopes.kernels.narrow import project_narrow
+        from spigot.polytopes.kernels.trellis import UNSOLVED, project
 
         scores = _arcs(problem).astype(np.float64)
         values = np.zeros_like(scores)
-        status, steps = (np.zeros(problem.size, dtype=np.int64) for _ in range(2))
+        status, steps = np.full(problem.size, UNSOLVED), np.zeros(problem.size, dtype=np.int64)
         sizes, inner = _lengths(problem), _inner(problem)
-        over_instances(project, problem.size, scores, sizes, inner, values, status, steps)
+        if not inner:
+            over_instances(project_narrow, problem.size, scores, sizes, values, status, steps)
+        if (status == UNSOLVED).any():
+            over_instances(project, problem.size, scores, sizes, inner, values, status, steps)
         empty = np.flatnonzero(status == NO_PATH)
         if len(empty):
             raise problem.no_structure(empty.tolist())
