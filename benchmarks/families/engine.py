@@ -400,8 +400,8 @@ FAMILIES = (
     Family("engine-shannon", ERROR, 1e-6, by_shannon),
     Family(
         "engine-oracle",
-        "the larger of the batch's certificate, relative to 1 + |<s, y>|, and how far both roads' answers "
-        "and derivatives are apart, first instances (Clarabel does not reach 1e-12 here)",
+        "the larger of the batch's certificate, relative to 1 + |<s, y>|, and how far both roads' "
+        "answers and derivatives are apart, first instances (Clarabel does not reach 1e-12 here)",
         1e-8,
         by_oracle,
     ),
