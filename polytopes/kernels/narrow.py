@@ -33,7 +33,7 @@ __all__ = ["project_narrow"]
 
 Array = np.ndarray
 ROUNDS, COLD_STEPS, WARM_STEPS, GUESSES = 12, 60, 12, 15
-EARLY = 0.05  # the gap a layer at which nodes are first looked at
+EARLY = 0.15  # the gap a layer at which nodes are first looked at
 IDLE = 0.1  # an arc with y below this times z looks idle
 SLIGHT = 1e-2  # times sqrt(mu): what a way must gain to count at that look
 TRY_AT, SMALLEST_GAP = 1e-2, 1e-12  # gaps between which Newton's method is tried
@@ -256,8 +256,9 @@ def _eliminate(
             degree[t, a] = total
             if total <= 0.0:
                 continue
+            inverse = 1.0 / total
             for b in range(a + 1, rows):
-                share = within[t, a, b] / total
+                share = within[t, a, b] * inverse
                 if share > 0.0:
                     for c in range(b + 1, rows):
                         within[t, b, c] += share * within[t, a, c]
@@ -265,7 +266,7 @@ def _eliminate(
                         ahead[t, b, c] += share * ahead[t, a, c]
             if not last:
                 for c in range(width):
-                    share = ahead[t, a, c] / total
+                    share = ahead[t, a, c] * inverse
                     if share > 0.0:
                         for d in range(c + 1, width):
                             within[t + 1, c, d] += share * ahead[t, a, d]
@@ -339,20 +340,29 @@ def _follow(
     product: Array,
     dy: Array,
     dz: Array,
-) -> tuple[float, float, float]:
-    """The step (dy, dz); how far y and z stay positive, up to 1; <y, z>'s first and second order."""
-    most, linear, square = 1.0, 0.0, 0.0
+) -> tuple[float, float]:
+    """The step (dy, dz); by how much <y, z> changes along it, to first and to second order."""
+    linear, square = 0.0, 0.0
     for k in range(arcs):
         a, b = y[k], z[k]
         da = (a * along[k] + product[k]) * inverse[k]
         db = (da - along[k]) * there[k]
         dy[k], dz[k] = da, db
-        shrink, shrink_b = -da / (a + 1.0 - there[k]), -db / b
-        shrink = shrink if shrink > shrink_b else shrink_b
-        most = shrink if shrink > most else most
         linear += a * db + b * da
         square += da * db
-    return 1.0 / most, linear, square
+    return linear, square
+
+
+@kernel
+def _far(arcs: int, y: Array, z: Array, dy: Array, dz: Array) -> float:
+    """How far along the step, up to 1, y and z stay positive."""
+    far = 1.0
+    for k in range(arcs):
+        if far * dy[k] < -y[k]:
+            far = -y[k] / dy[k]
+        if far * dz[k] < -z[k]:
+            far = -z[k] / dz[k]
+    return far
 
 
 @kernel
@@ -431,7 +441,8 @@ def _step(
         _missing(length, count, flow, dx)
         _substitute(length, count, within, ahead, degree, dx)
         _differences(length, count, dx, along)
-        far, linear, square = _follow(arcs, there, y, z, inverse, along, product, dy, dz)
+        linear, square = _follow(arcs, there, y, z, inverse, along, product, dy, dz)
+        far = _far(arcs, y, z, dy, dz)
         after = gap + far * (linear + far * square)
         if attempt == 1 and after <= ENOUGH * gap:
             break
