@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,9 @@ from spigot.polytopes.solvers.device_rows import (
     violation,
 )
 from spigot.polytopes.solvers.dual_newton import Cases, Found
+from spigot.polytopes.solvers.forced import tightened
 from spigot.polytopes.solvers.row_solver import RowSolver, known_rows
+from spigot.polytopes.solvers.row_system import row_system
 
 if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
@@ -81,7 +84,7 @@ class BatchedNewton(RowSolver):
         over the Birkhoff polytope" (2020).
     """
 
-    max_steps: int = 200
+    max_steps: int = 80
     name: ClassVar[str] = "semismooth Newton on the rows' multipliers, batched in torch"
     cost: ClassVar[str] = "about 20 batched Cholesky factors of the rows' size"
     needs: ClassVar[frozenset[str]] = frozenset({"constraints"})
@@ -107,7 +110,9 @@ class BatchedNewton(RowSolver):
         gap = (found.v * found.excess).abs().sum(1)
         proven, shape = _proven(cases, found, gap), problem.scores.shape
         omega = cases.regularizer
-        gradient = torch.where(cases.live, found.x.clamp(cases.least, cases.most), 0.0)
+        endless = (cases.least >= cases.most) & ~cases.least.isfinite()  # given where phi ends
+        gradient = torch.where(endless, found.x, found.x.clamp(cases.least, cases.most))
+        gradient = torch.where(cases.live, gradient, 0.0)
         solution = Solution(
             found.y.reshape(shape),
             torch.where(proven, int(Status.CONVERGED), int(Status.INACCURATE)),
@@ -197,6 +202,8 @@ def _on_cpu() -> Solver:
 def _cases(problem: Problem, rows: DeviceRows) -> Cases:
     omega = cast(Separable, problem.regularizer)
     lower, upper = (bound.clamp(*omega.domain) + 0.0 for bound in (rows.lower, rows.upper))
+    if omega.steep and not problem.params:
+        lower, upper = _tightened(problem, lower, upper)
     keep = problem.flat_keep
     live = torch.ones_like(rows.lower[:1], dtype=torch.bool) if keep is None else keep
     return Cases(
@@ -212,6 +219,19 @@ def _cases(problem: Problem, rows: DeviceRows) -> Cases:
         omega.gradient(lower),
         omega.gradient(upper),
     )
+
+
+def _tightened(problem: Problem, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds that are equal at parts that the rows fix, found once a form."""
+    form = problem.polytope.canonical
+    key = ("tightened", lower.device, lower.dtype, type(problem.regularizer))
+    if key not in form.scratch:
+        limits = np.concatenate([form.b, form.h])[None]
+        bounds = (bound.double().cpu().numpy() for bound in (lower, upper))
+        form.scratch[key] = tuple(
+            torch.from_numpy(bound).to(lower) for bound in tightened(row_system(form), limits, *bounds)
+        )
+    return form.scratch[key]
 
 
 def _proven(cases: Cases, found: Found, gap: Tensor) -> Tensor:  # (n,)
