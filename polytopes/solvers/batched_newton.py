@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spigot.polytopes.arrays import tensor
 from spigot.polytopes.dispatch import Solver
 from spigot.polytopes.faces import BatchFace
 from spigot.polytopes.problem import Problem, Solution, Status
@@ -229,7 +230,7 @@ def _tightened(problem: Problem, lower: Tensor, upper: Tensor) -> tuple[Tensor, 
         limits = np.concatenate([form.b, form.h])[None]
         bounds = (bound.double().cpu().numpy() for bound in (lower, upper))
         form.scratch[key] = tuple(
-            torch.from_numpy(bound).to(lower) for bound in tightened(row_system(form), limits, *bounds)
+            tensor(bound).to(lower) for bound in tightened(row_system(form), limits, *bounds)
         )
     return form.scratch[key]
 
