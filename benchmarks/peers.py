@@ -45,7 +45,11 @@ PEERS = {
     "networkx": Peer("networkx", "pip install networkx"),
     "scipy": Peer("scipy", "pip install scipy"),
     "pyepo": Peer("pyepo", "pip install pyepo"),
-    "OR-Tools": Peer("ortools", "pip install ortools"),
+    "OR-Tools": Peer(
+        "ortools.linear_solver.pywraplp",
+        "pip install ortools; its HiGHS and highspy's cannot both be loaded, so run what wants it by "
+        "itself: --only path-spo path-perturbed gridpath-map",
+    ),
     "jaxopt": Peer("jaxopt", "pip install jaxopt"),
     "lp-sparsemap": Peer("lpsmap", "pip install lp-sparsemap, where it builds"),
 }

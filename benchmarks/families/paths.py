@@ -224,7 +224,7 @@ def _dijkstra(side: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor],
 
 def _programme(side: int) -> Callable[[Tensor], Tensor] | None:
     """The same by OR-Tools' linear solver over the moves; its model is built once."""
-    linear = peer("OR-Tools", "linear_solver.pywraplp")
+    linear = peer("OR-Tools")
     if linear is None:
         return None
     solver: Any = linear.Solver.CreateSolver("GLOP")
