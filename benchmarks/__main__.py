@@ -14,6 +14,7 @@ Exit status 1: an error of ours is larger than its family allows.
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import warnings
 from pathlib import Path
@@ -27,6 +28,8 @@ from benchmarks.report import draw, draw_curves, fit_rows, markdown, reading_row
 from benchmarks.results import Fit, Reading, Verdict, fits, measure, verdicts
 from benchmarks.workload import Family, Kind
 
+WITH_OR_TOOLS = {"path-spo", "path-perturbed", "gridpath-map"}
+"""Families that need no linear program of ours: by themselves they are measured beside OR-Tools."""
 SMOKE = Patience(window=0.0, rounds=1, budget=0.0)
 
 
@@ -77,6 +80,8 @@ def main() -> int:
     if unknown:
         parser.error(f"no family is called {', '.join(sorted(unknown))}; see --help for their names")
     warnings.simplefilter("ignore")  # the peers' own
+    if not options.only or set(options.only) - WITH_OR_TOOLS:
+        importlib.import_module("highspy")  # before OR-Tools, with which it cannot be loaded
     patience = SMOKE if options.smoke else Patience(options.window, options.rounds, options.budget)
     threads = [2] if options.smoke else options.threads
 
