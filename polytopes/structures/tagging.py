@@ -266,14 +266,14 @@ class ScannedSharedViterbi(ByArcs):
     """Viterbi's algorithm, a step of time for all instances at once."""
 
     name = "Viterbi (torch)"
-    arcs = ScannedViterbi
+    arcs: ClassVar[type[Road]] = ScannedViterbi
 
 
 class ScannedSharedSums(ByArcs):
     """Forward-backward in log space, a step of time for all instances at once."""
 
     name = "forward-backward (torch)"
-    arcs = ScannedForwardBackward
+    arcs: ClassVar[type[Road]] = ScannedForwardBackward
 
 
 @rule(Tagging, None)
@@ -282,7 +282,7 @@ class SharedViterbi(ByArcs):
 
     name = "Viterbi, transitions shared"
     devices = ("cpu",)
-    arcs = Viterbi
+    arcs: ClassVar[type[Road]] = Viterbi
     accelerated = ScannedSharedViterbi
 
     def solve(self, problem: Problem) -> Solution:
@@ -301,7 +301,7 @@ class SharedSums(ByArcs):
 
     name = "forward-backward, transitions shared"
     devices = ("cpu",)
-    arcs = ForwardBackward
+    arcs: ClassVar[type[Road]] = ForwardBackward
     accelerated = ScannedSharedSums
 
     def solve(self, problem: Problem) -> Solution:
