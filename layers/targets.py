@@ -81,13 +81,7 @@ class TargetLoss(nn.Module):
             raise ValueError("Give the loss a target or labels, and not both.")
         problem = pose(self.polytope, scores, self.regularizer, lengths, keep, params)
         y = self.polytope.encode(labels, lengths) if target is None else target
-        if isinstance(target, Tensor) and target.shape != scores.shape:
-            raise ValueError(
-                f"target of shape {tuple(target.shape)} must have the scores' shape "
-                f"{tuple(scores.shape)}, with the event shape {self.polytope.event_shape}: it holds "
-                "structures. Labels, in the form that `polytope.encode` takes, go in labels=."
-            )
-        y = same_shape(problem, scores, y, "target")
+        y = same_shape(problem, scores, y, "target", LABELS)
         if self.validate:
             self._check_inside(problem, y, lengths, params)
         return problem, y
@@ -120,19 +114,22 @@ class TargetLoss(nn.Module):
             )
 
 
-def same_shape(problem: Problem, scores: Tensor, tensor: Tensor, name: str) -> Tensor:
+def same_shape(problem: Problem, scores: Tensor, tensor: Tensor, name: str, hint: str = "") -> Tensor:
     """A tensor like the scores as `(n, *event)` in the problem's dtype, detached.
+
+    `hint` ends the message of one of another shape.
 
     Raises:
         ValueError: another shape than the scores', or an entry that is not finite.
     """
     if isinstance(tensor, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
         tensor = tensor.detach().to(problem.scores)
+        if tensor.shape != scores.shape:
+            raise ValueError(
+                f"{name} of shape {tuple(tensor.shape)} must have the scores' shape "
+                f"{tuple(scores.shape)}, with the event shape {problem.polytope.event_shape}.{hint}"
+            )
     batch_shape = check_event(problem.polytope, tensor, name)
-    if tensor.shape != scores.shape:
-        raise ValueError(
-            f"{name} of shape {tuple(tensor.shape)} must have the scores' shape {tuple(scores.shape)}."
-        )
     check_finite(tensor, batch_shape, name)
     return tensor.reshape(problem.scores.shape)
 
@@ -156,4 +153,5 @@ def _none(value: Tensor) -> Tensor:
     return value
 
 
+LABELS = " It holds structures: labels, in the form that `polytope.encode` takes, go in labels=."
 _REDUCTIONS = {"mean": torch.mean, "sum": torch.sum, "none": _none}

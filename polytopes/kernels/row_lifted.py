@@ -43,6 +43,8 @@ from spigot.polytopes.kernels.row_newton import (
     TIE,
     UPPER,
     Box,
+    Case,
+    case_at,
 )
 from spigot.polytopes.kernels.vectors import copy
 
@@ -55,18 +57,6 @@ NEAR = 1e-6  # the proximal term of an auxiliary variable
 TIED = 1e-6  # a multiplier and slack below this, relative to the scores, and alike are a tie
 CORRECTIONS = 12  # of the set of what binds
 WRONG = 1e-11  # by how much a row may be off before it is said to bind
-
-
-class Case(NamedTuple):
-    """One instance."""
-
-    scores: np.ndarray  # (parts,)
-    live: np.ndarray  # (parts,), bool: the parts that masks leave; the others are 0
-    limit: np.ndarray  # (rows,)
-    lower: np.ndarray  # (variables,)
-    upper: np.ndarray
-    least: np.ndarray  # (parts,), phi' at the lower end
-    most: np.ndarray
 
 
 class Work(NamedTuple):
@@ -339,21 +329,8 @@ def project_lifted(
     work = _new_work(system, variables, parts)
     live = np.ones(parts, np.bool_)
     for i in range(first, last):
-        own, place = (i if len(box.limit) > 1 else 0), (i if len(box.lower) > 1 else 0)
-        largest = 0.0
-        for k in range(parts):
-            live[k] = keep.shape[0] == 0 or keep[i, k]
-            largest = max(largest, abs(scores[i, k]) if live[k] else 0.0)
+        case, largest = case_at(i, box, scores, keep, live)
         noise = 0.0 if curve.steep else largest
-        case = Case(
-            scores[i],
-            live,
-            box.limit[own],
-            box.lower[place],
-            box.upper[place],
-            box.least[place],
-            box.most[place],
-        )
         forget(work.made)
         _pose(system, case, work.at)
         steps[i] = interior(

@@ -43,7 +43,7 @@ from spigot.polytopes.kernels.elimination import (
 from spigot.polytopes.kernels.row_interior import Inside, interior, new_inside
 from spigot.polytopes.kernels.vectors import between, copy, fill, subtract
 
-__all__ = ["GIVEN", "LOWER", "UPPER", "Box", "project", "pull"]
+__all__ = ["GIVEN", "LOWER", "UPPER", "Box", "Case", "case_at", "project", "pull"]
 
 TRIALS = 40
 FEW_ROUNDS = 3  # in which multipliers that a step sends beyond their bound are held there,
@@ -80,15 +80,37 @@ class Box(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One instance."""
+    """One instance; where there are auxiliary variables they have bounds too, after the d parts'."""
 
     scores: np.ndarray  # (d,)
     live: np.ndarray  # (d,), bool: the parts that masks leave; the others are 0
     limit: np.ndarray  # (rows,)
-    lower: np.ndarray  # (d,)
+    lower: np.ndarray  # (variables,)
     upper: np.ndarray
-    least: np.ndarray
+    least: np.ndarray  # (d,), phi' at the lower end
     most: np.ndarray
+
+
+@kernel
+def case_at(
+    i: int, box: Box, scores: np.ndarray, keep: np.ndarray, live: np.ndarray
+) -> tuple[Case, float]:
+    """Instance i, whose `live` this fills in, and the size of its largest score."""
+    own, place = (i if len(box.limit) > 1 else 0), (i if len(box.lower) > 1 else 0)
+    largest = 0.0
+    for k in range(len(live)):
+        live[k] = keep.shape[0] == 0 or keep[i, k]
+        largest = max(largest, abs(scores[i, k]) if live[k] else 0.0)
+    case = Case(
+        scores[i],
+        live,
+        box.limit[own],
+        box.lower[place],
+        box.upper[place],
+        box.least[place],
+        box.most[place],
+    )
+    return case, largest
 
 
 class Point(NamedTuple):
@@ -609,22 +631,9 @@ def project(
     live = np.ones(d, np.bool_)
     quadratic = curve.kind == EUCLIDEAN
     for i in range(first, last):
-        own, place = (i if len(box.limit) > 1 else 0), (i if len(box.lower) > 1 else 0)
-        largest = 0.0
-        for k in range(d):
-            live[k] = keep.shape[0] == 0 or keep[i, k]
-            largest = max(largest, abs(scores[i, k]))
+        case, largest = case_at(i, box, scores, keep, live)
         noise = 0.0 if curve.steep else largest
         target = TARGET * (1.0 + largest) if curve.steep else TARGET
-        case = Case(
-            scores[i],
-            live,
-            box.limit[own],
-            box.lower[place],
-            box.upper[place],
-            box.least[place],
-            box.most[place],
-        )
         copy(multiplier[i], point.v, rows)
         forget(work.made)
         steps[i] = 0

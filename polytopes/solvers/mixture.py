@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -110,21 +111,15 @@ class Mixed:
         """
         asked = np.arange(len(rows))
         while len(asked):
-            self._step(rows[asked], slopes[asked], best[asked], tolerance, plausible, more, verdicts)
+            kernel, *given = self._kernel(rows[asked], slopes[asked], best[asked])
+            limits = tolerance, plausible, more
+            over_instances(kernel, len(asked), *given, *limits, self.state, self.y, self.gaps, verdicts)
             asked = asked[verdicts[rows[asked]] == CROWDED]
             if len(asked):
                 self.state = roomier(self.state)
 
-    def _step(
-        self,
-        rows: Array,
-        slopes: Array,
-        best: Array,
-        tolerance: float,
-        plausible: float,
-        more: bool,
-        verdicts: Array,
-    ) -> None:
+    def _kernel(self, rows: Array, slopes: Array, best: Array) -> tuple[Any, ...]:
+        """The kernel of a step, and what it is told first."""
         raise NotImplementedError
 
     def mixture(self, i: int) -> tuple[Array, Array]:
@@ -189,32 +184,8 @@ class QuadraticMixtures(Mixed):
         """s - T'T y of some instances."""
         return self.scores[rows] - self._gradient(self.y[rows])
 
-    def _step(
-        self,
-        rows: Array,
-        slopes: Array,
-        best: Array,
-        tolerance: float,
-        plausible: float,
-        more: bool,
-        verdicts: Array,
-    ) -> None:
-        over_instances(
-            advance,
-            len(rows),
-            rows,
-            self.scores,
-            slopes,
-            best,
-            self._images(best),
-            tolerance,
-            plausible,
-            more,
-            self.state,
-            self.y,
-            self.gaps,
-            verdicts,
-        )
+    def _kernel(self, rows: Array, slopes: Array, best: Array) -> tuple[Any, ...]:
+        return advance, rows, self.scores, slopes, best, self._images(best)
 
 
 class SeparableMixtures(Mixed):
@@ -263,31 +234,8 @@ class SeparableMixtures(Mixed):
         over_instances(corrections.gradients, len(rows), rows, self.goal, self.y, out)
         return out
 
-    def _step(
-        self,
-        rows: Array,
-        slopes: Array,
-        best: Array,
-        tolerance: float,
-        plausible: float,
-        more: bool,
-        verdicts: Array,
-    ) -> None:
-        over_instances(
-            corrections.advance,
-            len(rows),
-            rows,
-            self.goal,
-            slopes,
-            best,
-            tolerance,
-            plausible,
-            more,
-            self.state,
-            self.y,
-            self.gaps,
-            verdicts,
-        )
+    def _kernel(self, rows: Array, slopes: Array, best: Array) -> tuple[Any, ...]:
+        return corrections.advance, rows, self.goal, slopes, best
 
 
 def nearest(scores: Array, vertex_at: Callable[[Array], Array], steps: int) -> Array | None:
