@@ -140,3 +140,125 @@ def dependency_trees(
             heads = tuple(int(row[6]) - 1 for row in words)
             found.append(Parsed(tuple(row[1] for row in words), heads))
     return found
+
+
+SST = "Its binary form is data/SST2 of github.com/clairett/pytorch-sentiment-classification: .tsv files."
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A sentence: its words, and whether it speaks well of the film."""
+
+    words: tuple[str, ...]
+    positive: bool
+
+
+def sentiments(part: str = "train", folder: Path | None = None) -> list[Judged]:
+    """The binary Stanford Sentiment Treebank: 6920 of "train", 872 of "dev" and 1821 of "test"."""
+    text = (find("sst", SST, folder) / "sst2" / f"{part}.tsv").read_text(encoding="utf-8")
+    rows = [line.split("\t") for line in text.split("\n") if line]
+    return [Judged(tuple(words.split(" ")), label == "1") for words, label in rows]
+
+
+VECTORS = "It is the input table of the encoder all-MiniLM-L6-v2, with its vocab.txt, as float16 .npy."
+
+
+@dataclass(frozen=True)
+class WordPieces:
+    """A vector for every piece of a word; "##ing" is one that goes on."""
+
+    places: dict[str, int]
+    vectors: Tensor  # (30522, 384), float32
+
+    def word(self, word: str) -> Tensor:  # (384,)
+        """A word's vector: the mean of its pieces', the longest first; zeros where there are none."""
+        rest, found = word.lower(), list[int]()
+        while rest:
+            marked = "##" * bool(found)
+            ends = (end for end in range(len(rest), 0, -1) if marked + rest[:end] in self.places)
+            end = next(ends, 0)
+            if not end:
+                return torch.zeros(self.vectors.shape[1])
+            found.append(self.places[marked + rest[:end]])
+            rest = rest[end:]
+        return self.vectors[found].mean(0) if found else torch.zeros(self.vectors.shape[1])
+
+
+def word_pieces(folder: Path | None = None) -> WordPieces:
+    """The vectors of 30,522 pieces."""
+    place = find("word_vectors_minilm_wordpiece", VECTORS, folder)
+    lines = (place / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    vectors = torch.as_tensor(np.load(place / "wordpiece_384_float16.npy").astype(np.float32))
+    return WordPieces({piece: row for row, piece in enumerate(lines[: len(vectors)])}, vectors)
+
+
+LISTOPS = "It is python/spinn/data/listops of github.com/nyu-mll/spinn: test_d20s.tsv and others."
+
+
+@dataclass(frozen=True)
+class Expression:
+    """An expression: `[MAX 2 9 [MIN 4 7 ] ]` as tokens, without the binary brackets, and its value."""
+
+    tokens: tuple[str, ...]
+    value: int
+
+
+def listops(name: str = "test_d20s", folder: Path | None = None) -> list[Expression]:
+    """One of ListOps' published files, 10,000 expressions."""
+    with gzip.open(find("listops", LISTOPS, folder) / f"{name}.tsv.gz", "rt") as file:
+        rows = [line.rstrip("\n").split("\t") for line in file]
+    brackets = ("(", ")")
+    return [
+        Expression(tuple(token for token in text.split() if token not in brackets), int(value))
+        for value, text in rows
+    ]
+
+
+PRICES = "It is Knapsack/Trainer/Data.npz of github.com/PredOpt/predopt-benchmarks."
+HALF_HOURS = 48
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Days of half-hourly electricity prices, and what was known before."""
+
+    features: Tensor  # (days, 48, 8)
+    prices: Tensor  # (days, 48)
+    weights: Tensor  # (48,), of the knapsack's items: 3, 5 or 7
+
+
+def electricity_prices(part: str = "train", folder: Path | None = None) -> Prices:
+    """The Irish market's: 552 days of "train" and 237 of "test"."""
+    with np.load(find("energy_knapsack_predopt", PRICES, folder) / "Data.npz") as arrays:
+        features, prices, weights = (
+            torch.as_tensor(np.asarray(arrays[name], dtype=np.float64))
+            for name in (f"X_1g{part}", f"y_{part}", "weights")
+        )
+    shape = len(prices) // HALF_HOURS, HALF_HOURS
+    return Prices(features[:, 1:].reshape(*shape, -1), prices.reshape(shape), weights.flatten())
+
+
+LTR = "It is examples/lambdarank of github.com/microsoft/LightGBM: rank.train (or .gz) and rank.test."
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query's documents: their features, and how relevant each is, from 0 to 4."""
+
+    features: Tensor  # (documents, 300)
+    grades: Tensor  # (documents,), int64
+
+
+def graded_queries(part: str = "train", folder: Path | None = None) -> list[Query]:
+    """LightGBM's example of learning to rank: 201 queries of "train" and 50 of "test"."""
+    place = find("ltr_lightgbm_lambdarank", LTR, folder)
+    packed = place / f"rank.{part}.gz"
+    with gzip.open(packed, "rt") if packed.exists() else open(place / f"rank.{part}") as file:
+        rows = [line.split() for line in file]
+    features = torch.zeros(len(rows), 300)
+    for row, (_, *entries) in enumerate(rows):
+        for index, value in (entry.split(":") for entry in entries):
+            features[row, int(index) - 1] = float(value)
+    grades = torch.tensor([int(grade) for grade, *_ in rows])
+    sizes = [int(line) for line in (place / f"rank.{part}.query").read_text().split()]
+    return [Query(*pair) for pair in zip(features.split(sizes), grades.split(sizes), strict=True)]
