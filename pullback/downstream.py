@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-__all__ = ["Downstream"]
+__all__ = ["Closure", "Downstream"]
 
 Closure = Callable[[Tensor], Tensor]
 

@@ -24,15 +24,20 @@ Without a geometry steps are carried in the scores: target = MAP(s - eta g). Any
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from spigot.polytopes import Euclidean, Gibbs, Polytope, Regularizer
 from spigot.polytopes.dispatch import Solver
+from spigot.polytopes.posing import detached, pose
 from spigot.polytopes.problem import Problem
 from spigot.polytopes.settings import counts
+from spigot.pullback.downstream import Closure, Downstream
 from spigot.pullback.estimator import Estimator
 from spigot.pullback.noise import Gumbel, Noise
 from spigot.pullback.reduction import Reduction
@@ -156,11 +161,66 @@ class PullBack(Estimator):
 
     def target(self, solutions: Solutions, slope: Slope) -> Tensor:
         """Where the steps lead, `(n, *event)`."""
-        problem, steps = solutions.problem, steps_of(self.geometry)
-        point = steps.point(problem, solutions.at(self.start))
+        return deque(self._points(solutions, slope), maxlen=1)[0].mu
+
+    def path(
+        self,
+        polytope: Polytope,
+        scores: Tensor,
+        loss: Closure,
+        *,
+        lengths: Tensor | None = None,
+        keep: Tensor | None = None,
+        params: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The points that the steps go through, from the start to the target, without noise.
+
+        The surrogate gradient is `maximize(polytope, scores, self.loss)` less the last of them.
+
+        Args:
+            polytope: the structure.
+            scores: `(*batch, *event)`.
+            loss: mu `(*batch, *event)` -> each instance's own loss `(*batch,)`.
+            lengths: `(*batch,)`, integers.
+            keep: bool, broadcast to the scores.
+            params: per-instance values of what `polytope.parameters` names.
+
+        Returns:
+            `(steps + 1, *batch, *event)`, detached.
+
+        Raises:
+            UnsupportedProblem: the polytope cannot do what the row needs.
+            ValueError: the scores and masks do not fit the polytope, or the loss is not `(*batch,)`.
+
+        Example:
+            >>> import torch
+            >>> from spigot.polytopes import Simplex
+            >>> from spigot.pullback import SPIGOT
+            >>> wanted = torch.tensor([0.0, 1.0, 0.0])
+            >>> SPIGOT(step_size=0.5, steps=2).path(
+            ...     Simplex(3), torch.tensor([1.0, 0.5, 0.0]), lambda mu: (mu - wanted).square().sum(-1) / 2
+            ... )
+            tensor([[1.0000, 0.0000, 0.0000],
+                    [0.5000, 0.5000, 0.0000],
+                    [0.2500, 0.7500, 0.0000]])
+        """
+        self.check(polytope)
+        problem = detached(pose(polytope, scores, self.forward, lengths, keep, params))
+        downstream = Downstream.capture(loss, problem.batch_shape, scores.dtype, scores.device)
+        solutions = Solutions(problem)
+        value = solutions.at(self.forward).value
+        slope = Slope(problem, value, downstream.gradient(value), downstream, self.residual)
+        points = torch.stack([point.mu for point in self._points(solutions, slope)])
+        return points.reshape(-1, *scores.shape).to(scores.dtype)
+
+    def _points(self, solutions: Solutions, slope: Slope) -> Iterator[Point]:
+        """The start, and where each step leads."""
+        problem = solutions.problem
+        point = steps_of(self.geometry).point(problem, solutions.at(self.start))
+        yield point
         for _ in range(self.steps):
             point = self._stepped(problem, slope, point)
-        return point.mu
+            yield point
 
     def _stepped(self, problem: Problem, slope: Slope, point: Point) -> Point:
         def step(shift: Tensor) -> Point:

@@ -647,3 +647,39 @@ def test_two_latent_trees_three_steps_weights_and_dropout_are_a_plain_loop(
         close(grad, (begun - mu) / count)
         assert bool((grad[1] == 0).all())
         assert bool((grad[[0, 2]] != 0).any())
+
+
+# --- the points of the steps ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        STEIdentity(steps=2),
+        SPIGOT(step_size=0.3, steps=3),
+        SPIGOTCE(steps=2),
+        SPIGOTEG(step_size=0.5),
+        SPIGOTSparseMAP(steps=2),
+        FrankWolfePullBack(steps=2),
+        BlackBox(step_size=3.0),
+    ],
+    ids=str,
+)
+def test_the_path_begins_at_the_start_and_the_surrogate_is_what_its_end_says(
+    estimator: PullBack,
+) -> None:
+    subset, scores, wanted = Subset(5, 2), normal(2, 3, 5, seed=3), normal(2, 3, 5, seed=4)
+    scores.requires_grad_()
+    keep = torch.tensor([True, True, False, True, True])
+
+    def loss(mu: Tensor) -> Tensor:
+        return (mu - wanted).square().sum(-1)
+
+    path = estimator.path(subset, scores, loss, keep=keep)
+    assert path.shape == (estimator.steps + 1, 2, 3, 5)
+    assert not path.requires_grad
+    assert torch.equal(path[..., 2], torch.zeros(estimator.steps + 1, 2, 3, dtype=path.dtype))
+    close(path[0], subset.maximize(scores.detach(), estimator.start, keep=keep))
+    value = Argmax(subset, estimator)(scores, downstream=loss, keep=keep)
+    (grad,) = torch.autograd.grad(loss(value).sum() / 6, scores)
+    close(6 * grad, subset.maximize(scores.detach(), estimator.loss, keep=keep) - path[-1])
