@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
+import importlib.util
 import os
 import sys
 import warnings
@@ -45,24 +45,33 @@ PEERS = {
     "networkx": Peer("networkx", "pip install networkx"),
     "scipy": Peer("scipy", "pip install scipy"),
     "pyepo": Peer("pyepo", "pip install pyepo"),
-    "OR-Tools": Peer(
-        "ortools.linear_solver.pywraplp",
-        "pip install ortools; its HiGHS and highspy's cannot both be loaded, so run what wants it by "
-        "itself: --only path-spo path-perturbed gridpath-map",
-    ),
+    "OR-Tools": Peer("ortools.linear_solver.pywraplp", "pip install ortools"),
     "jaxopt": Peer("jaxopt", "pip install jaxopt"),
     "lp-sparsemap": Peer("lpsmap", "pip install lp-sparsemap, where it builds"),
 }
+
+BROKEN: dict[str, str] = {}
+"""Peers that are installed and were asked for, and what their import said."""
 
 
 @functools.cache
 def peer(name: str, submodule: str = "") -> Any | None:
     """The peer's module, or one of its submodules; None where it is not installed."""
     module = ".".join(filter(None, [PEERS[name].module, submodule]))
-    with contextlib.suppress(ImportError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module(module)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+    except ImportError as error:
+        if _installed(name):
+            BROKEN[name] = f"installed, but does not load here: {error}"
     return None
+
+
+def _installed(name: str) -> bool:
+    """Whether it can be found; it is not loaded, for some cannot be loaded beside others."""
+    package = PEERS[name].module.partition(".")[0]
+    return importlib.util.find_spec(package) is not None
 
 
 def interpreter(name: str) -> Path | None:
@@ -73,9 +82,10 @@ def interpreter(name: str) -> Path | None:
 
 
 def missing() -> dict[str, str]:
-    """The peers that are not installed, and how to install them."""
-    return {
+    """The peers that are not installed and how to install them, and those that did not load."""
+    absent = {
         name: own.install
         for name, own in PEERS.items()
-        if (interpreter(name) if own.apart else peer(name)) is None
+        if not (interpreter(name) if own.apart else _installed(name))
     }
+    return absent | BROKEN

@@ -1,31 +1,32 @@
-"""The readings as tables of text, as JSON, and as a figure of cost against size."""
+"""Results as text: tables of Markdown, and a page of them with its figures."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import platform
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.results import Fit, Reading, Verdict
-from benchmarks.workload import Kind
+from benchmarks.figure import Panel, along, draw, growths
+from benchmarks.results import Fit, Reading, Verdict, fits, wrong
+from benchmarks.store import Store
+from benchmarks.workload import Family, Kind, Target
 
-__all__ = ["draw", "draw_curves", "fit_rows", "markdown", "reading_rows", "save", "verdict_rows"]
+__all__ = ["failures", "findings", "insert", "markdown", "page", "reading_rows", "times"]
 
-COLORS = {Kind.OURS: "tab:blue", Kind.BOUND: "0.6"}
-PEER_COLORS = ("tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:olive")
+BEGIN, END = "<!-- results: written by python -m benchmarks --report -->", "<!-- end of results -->"
+EXPLAINED = 0.2  # exponents that differ by more want a sentence
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table, its columns aligned."""
     lines = [tuple(head), *(tuple(row) for row in rows)]
+    lines = [tuple(cell.replace("|", "\\|") for cell in line) for line in lines]
     widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
 
     def text(cells: Sequence[str]) -> str:
@@ -44,166 +45,155 @@ def _time(seconds: float) -> str:
 
 
 def _ratio(ratio: tuple[float, float, float]) -> str:
-    low, middle, high = (f"{value:.3g}" for value in ratio)
+    low, middle, high = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in ratio)
     return f"{middle} ({low}-{high})"
 
 
-def reading_rows(readings: Iterable[Reading]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Every method's time an instance, its ratio to ours, and its error."""
-    head = ("size", "threads", "measure", "method", "median", "minimum", "rounds", "to ours", "error")
+def _to_ours(ratio: tuple[float, float, float]) -> str:
+    """Below 2, either way, it decides only where the quartiles are apart."""
+    low, middle, high = ratio
+    near = 0.5 < middle < 2 and low <= 1 <= high and low < high
+    return _ratio(ratio) + (" undecided" if near else "")
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" + ("s" if count > 1 else "")
+
+
+def reading_rows(readings: Sequence[Reading]) -> Table:
+    """Every method's time an instance, its ratio to ours, and what is said of its answer."""
+    columns = list(dict.fromkeys(column for reading in readings for column in reading.errors))
+    head = ("size", "threads", "measure", "method", "median", "minimum", "rounds", "to ours", *columns)
+    marks = {Kind.BOUND: " (bound)", Kind.SCALED: " (scaled)"}
     rows = [
         (
             reading.workload,
             str(reading.threads),
             reading.measure,
-            reading.method if reading.kind is not Kind.BOUND else f"{reading.method} (bound)",
+            reading.method + marks.get(reading.kind, ""),
             _time(float(np.median(reading.seconds))),
             _time(float(reading.seconds.min())),
             str(len(reading.seconds)),
-            _ratio(reading.ratio),
-            "-" if math.isnan(reading.error) else f"{reading.error:.0e}",
+            _to_ours(reading.ratio),
+            *(_error(reading.errors, column) for column in columns),
         )
         for reading in readings
     ]
     return head, rows
 
 
-def verdict_rows(verdicts: Iterable[Verdict]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Every target and whether it is met."""
-    head = ("family", "size", "threads", "measure", "against", "target", "ratio", "")
-    rows: list[tuple[str, ...]] = []
+def _error(errors: Mapping[str, float], column: str) -> str:
+    if column not in errors:
+        return "-"
+    return f"{errors[column]:.0e}" if math.isfinite(errors[column]) else "not finite"
+
+
+def verdict_rows(verdicts: Iterable[Verdict]) -> Table:
+    """Every target, and whether it is met with each number of threads."""
+    places: defaultdict[tuple[str, str, Target], dict[int, Verdict]] = defaultdict(dict)
     for verdict in verdicts:
-        target = verdict.target
+        places[verdict.family, verdict.workload, verdict.target][verdict.threads] = verdict
+    counts = sorted({threads for own in places.values() for threads in own})
+    head = ("workload", "size", "measure", "against", "target", *map(_threads, counts))
+    rows: list[tuple[str, ...]] = []
+    for (family, workload, target), own in places.items():
         goal = f">= {target.at_least:g}" if target.at_most is None else f"<= {target.at_most:g}"
-        place = (verdict.family, verdict.workload, str(verdict.threads), target.measure, target.method)
-        rows.append((*place, goal, _ratio(verdict.ratio), verdict.word))
+        cells = (f"{_ratio(own[k].ratio)} {own[k].word}" if k in own else "-" for k in counts)
+        rows.append((family, workload, target.measure, target.method, goal, *cells))
     return head, rows
 
 
-def fit_rows(fits: Iterable[Fit]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Every fitted exponent beside the expected one."""
-    head = ("family", "measure", "threads", "axis", "at", "fitted", "expected", "note")
-    rows = [
-        (
-            fit.family,
-            fit.growth.measure,
-            str(fit.threads),
-            f"{fit.growth.axis} = {fit.sizes[0]:g}..{fit.sizes[-1]:g}",
-            fit.others or "-",
-            f"{fit.exponent:.2f}",
-            f"{fit.growth.expected:g}",
-            fit.growth.note,
-        )
-        for fit in fits
-    ]
+def fit_rows(grown: Iterable[Fit]) -> Table:
+    """Every fitted exponent beside the expected one, with a sentence where they differ."""
+    places: defaultdict[tuple[str, ...], dict[int, Fit]] = defaultdict(dict)
+    for fit in grown:
+        sizes = f"{fit.growth.axis} = {fit.sizes[0]:g}..{fit.sizes[-1]:g}"
+        places[fit.family, fit.growth.measure, sizes, fit.others or "-"][fit.threads] = fit
+    counts = sorted({threads for own in places.values() for threads in own})
+    head = ("workload", "measure", "size", "at", *map(_threads, counts), "expected", "note")
+    rows: list[tuple[str, ...]] = []
+    for place, own in places.items():
+        growth = next(iter(own.values())).growth
+        off = max(abs(fit.exponent - growth.expected) for fit in own.values())
+        note = (growth.note or "NOT EXPLAINED") if off > EXPLAINED else ""
+        fitted = (f"{own[k].exponent:.2f}" if k in own else "-" for k in counts)
+        rows.append((*place, *fitted, f"{growth.expected:g}", note))
     return head, rows
 
 
-def save(
-    path: Path,
-    readings: Sequence[Reading],
-    verdicts: Sequence[Verdict],
-    fits: Sequence[Fit],
-    absent: dict[str, str],
-) -> None:
-    """Everything as JSON, with what it was measured on."""
-    content: dict[str, Any] = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "missing": absent,
-        "readings": [
-            {**vars(reading), "kind": reading.kind.value, "seconds": reading.seconds.tolist()}
-            for reading in readings
-        ],
-        "targets": [{**vars(verdict), "target": vars(verdict.target)} for verdict in verdicts],
-        "growth": [{**vars(fit), "growth": vars(fit.growth)} for fit in fits],
-    }
-    path.write_text(json.dumps(_plain(content), indent=1) + "\n")
+def times(store: Store, families: Iterable[Family]) -> str:
+    """All readings, a table a family."""
+    parts: list[str] = []
+    for family in families:
+        readings = store.readings(family.name)
+        if readings:
+            checks = "; ".join(f"{check.column}: {check.says}" for check in family.checks)
+            parts += [f"### {family.name}", f"{checks}.", markdown(*reading_rows(readings))]
+    return "\n\n".join(parts)
 
 
-def _plain(value: Any) -> Any:
-    """Without NaN, which JSON has not."""
-    if isinstance(value, dict):
-        return {key: _plain(own) for key, own in value.items()}  # pyright: ignore
-    if isinstance(value, list | tuple):
-        return [_plain(own) for own in value]  # pyright: ignore
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def failures(store: Store, families: Sequence[Family]) -> str:
+    """What failed, our answers that are wrong, and peers that are missing."""
+    off = [line for own in families for line in wrong(own, store.readings(own.name))]
+    parts: list[str] = []
+    if store.failed:
+        parts += ["### Failed", markdown(("workload", "how it ended"), list(store.failed.items()))]
+    if off:
+        parts += ["### Wrong", "\n".join(f"- {line}" for line in off)]
+    if store.missing:
+        parts += ["### Missing peers", markdown(("peer", "why"), list(store.missing.items()))]
+    return "\n\n".join(parts)
 
 
-def draw(path: Path, readings: Sequence[Reading], fits: Sequence[Fit]) -> bool:
-    """Cost against size, a panel for each fitted series; False where nothing has three sizes."""
-    panels = list(
-        {(fit.family, fit.growth.axis, fit.growth.measure, fit.others): fit for fit in fits}.values()
+def findings(store: Store, families: Sequence[Family]) -> str:
+    """Targets and growth."""
+    judged = list(store.verdicts())
+    grown = [fit for own in families for fit in fits(own, store.readings(own.name))]
+    parts: list[str] = []
+    if judged:
+        words = Counter(verdict.word for verdict in judged)
+        said = (f"{words[word]} {word}" for word in ("met", "undecided", "MISSED"))
+        parts += ["### Targets", f"{', '.join(said)}.", markdown(*verdict_rows(judged))]
+    if grown:
+        parts += ["### Growth", markdown(*fit_rows(grown))]
+    return "\n\n".join(parts)
+
+
+def page(store: Store, families: Sequence[Family], of: Path, images: Path) -> str:
+    """Findings with the conditions and figures, drawn into a folder, for a page at `of`."""
+    panels: list[Panel] = []
+    figures: dict[str, list[Panel]] = {"benchmarks": panels}
+    for family in families:
+        readings = store.readings(family.name)
+        panels += growths(family, readings, fits(family, readings))
+        if family.curve and readings:
+            figures[family.name] = list(along(family, readings))
+    parts = [_conditions(store), findings(store, families), failures(store, families)]
+    for name, own in figures.items():
+        if own:
+            draw(images / f"{name}.png", own)
+            link = os.path.relpath(images / f"{name}.png", of.parent)
+            parts.append(f"![{name}: time against size]({link})")
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _conditions(store: Store) -> str:
+    """Where it was measured, and how patiently; a line a machine."""
+    return "\n".join(
+        "Measured on {processor}, {cores} cores, Python {python}, torch {torch}: turns of {window:g} s, "
+        "{rounds} rounds, {budget:g} s at most for a slow method.".format(**own)
+        for own in store.conditions
     )
-    if not panels:
-        return False
-    from matplotlib.figure import Figure
-
-    columns = min(4, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.2 * columns, 3.4 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False)
-    for ax in axes.flat[len(panels) :]:
-        ax.set_axis_off()
-    for ax, fit in zip(axes.flat, panels, strict=False):
-        _panel(ax, fit, readings)
-    figure.savefig(path, dpi=120)
-    return True
 
 
-def draw_curves(path: Path, axis: str, readings: Sequence[Reading]) -> None:
-    """Every method's time along an axis, a panel for each of the other sizes; at the most threads."""
-    from matplotlib.figure import Figure
+def insert(path: Path, text: str) -> None:
+    """Puts the text between the two markers of a file.
 
-    threads = max(reading.threads for reading in readings)
-    panels: defaultdict[str, defaultdict[str, dict[float, float]]] = defaultdict(
-        lambda: defaultdict(dict[float, float])
-    )
-    for reading in readings:
-        rest = ", ".join(str(size) for key, size in reading.sizes.items() if key != axis)
-        if reading.threads == threads:
-            place = panels[f"{rest}, {reading.measure}"][reading.method]
-            place[float(reading.sizes[axis])] = 1e3 * float(np.median(reading.seconds))
-    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)
-    for ax, (title, curves) in zip(axes.flat, panels.items(), strict=True):
-        for name, points in curves.items():
-            ax.loglog(list(points), list(points.values()), marker="o", ms=3, label=name)
-        ax.invert_xaxis()
-        ax.set_title(title, size=9)
-        ax.set_xlabel(axis, size=8)
-        ax.set_ylabel("ms an instance", size=8)
-        ax.tick_params(labelsize=7)
-        ax.grid(which="major", alpha=0.3)
-        ax.legend(fontsize=7, frameon=False)
-    figure.savefig(path, dpi=120)
-
-
-def _panel(ax: Any, fit: Fit, readings: Sequence[Reading]) -> None:
-    axis = fit.growth.axis
-    curves: defaultdict[tuple[Kind, str], dict[float, float]] = defaultdict(dict)
-    for reading in readings:
-        rest = ", ".join(f"{key} = {size}" for key, size in reading.sizes.items() if key != axis)
-        place = (reading.family, reading.threads, reading.measure, rest)
-        if place == (fit.family, fit.threads, fit.growth.measure, fit.others):
-            size = float(reading.sizes[axis])
-            curves[reading.kind, reading.method][size] = 1e3 * float(np.median(reading.seconds))
-    peers = [name for kind, name in curves if kind is Kind.PEER]
-    for (kind, name), points in curves.items():
-        color = COLORS.get(kind) or PEER_COLORS[peers.index(name) % len(PEER_COLORS)]
-        style = "--" if kind is Kind.BOUND else "-"
-        ax.loglog(list(points), list(points.values()), style, marker="o", ms=3, color=color, label=name)
-    ax.set_title(
-        f"{fit.family}, {fit.growth.measure}" + (f"\n{fit.others}" if fit.others else ""), size=9
-    )
-    ax.set_xlabel(
-        f"{axis}   (ours grows as {axis}^{fit.exponent:.2f}; expected {fit.growth.expected:g})", size=8
-    )
-    ax.set_ylabel("ms an instance", size=8)
-    ax.tick_params(labelsize=7)
-    ax.grid(which="major", alpha=0.3)
-    ax.legend(fontsize=7, frameon=False)
+    Raises:
+        ValueError: the file has not both markers.
+    """
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{path} needs the lines {BEGIN} and {END}; results go between them.")
+    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from benchmarks.clock import Patience, ratios, take_turns
-from benchmarks.workload import Family, Growth, Kind, Target, Workload
+from benchmarks.workload import Family, Growth, Kind, Method, Target, Workload
 
-__all__ = ["Fit", "Reading", "Verdict", "fits", "measure", "verdicts"]
+__all__ = ["Fit", "Reading", "Verdict", "fits", "measure", "verdicts", "wrong"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Reading:
     method: str
     kind: Kind
     seconds: np.ndarray
-    error: float
+    errors: Mapping[str, float]  # by the family's columns
     ratio: tuple[float, float, float]  # of its time to ours: quartile, median, quartile
 
 
@@ -56,7 +56,7 @@ class Fit:
 
 def measure(family: Family, workload: Workload, threads: int, patience: Patience) -> list[Reading]:
     """All measures of a workload, the methods taking turns in each."""
-    errors = {m.name: m.error() if m.error else float("nan") for m in workload.methods}
+    errors = {m.name: _errors(family, m) for m in workload.methods}
     readings: list[Reading] = []
     for name in dict.fromkeys(key for method in workload.methods for key in method.calls):
         having = {m.name: m for m in workload.methods if name in m.calls}
@@ -65,7 +65,7 @@ def measure(family: Family, workload: Workload, threads: int, patience: Patience
         kinds = {m.name: m.kind for m in having.values()}
         for scaled in workload.scaled:
             if scaled.measure == name and scaled.of in own:
-                own[scaled.name], kinds[scaled.name] = own[scaled.of] * scaled.factor, Kind.PEER
+                own[scaled.name], kinds[scaled.name] = own[scaled.of] * scaled.factor, Kind.SCALED
         ours = own[next(m.name for m in having.values() if m.kind is Kind.OURS)]
         readings += [
             Reading(
@@ -77,12 +77,20 @@ def measure(family: Family, workload: Workload, threads: int, patience: Patience
                 method,
                 kinds[method],
                 seconds,
-                errors.get(method, float("nan")),
+                errors.get(method, {}),
                 ratios(seconds, ours),
             )
             for method, seconds in own.items()
         ]
     return readings
+
+
+def _errors(family: Family, method: Method) -> dict[str, float]:
+    if method.error is None:
+        return {}
+    found = method.error()
+    figures = found if isinstance(found, tuple) else (found,)
+    return {check.column: own for check, own in zip(family.checks, figures, strict=True)}
 
 
 def verdicts(family: Family, workload: Workload, readings: list[Reading]) -> Iterator[Verdict]:
@@ -108,8 +116,24 @@ def _word(target: Target, ratio: tuple[float, float, float]) -> str:
     return "met" if met else "MISSED"
 
 
-def fits(family: Family, readings: list[Reading]) -> Iterator[Fit]:
-    """The slope of log time over log size, wherever three sizes of an axis were measured."""
+def wrong(family: Family, readings: Sequence[Reading]) -> Iterator[str]:
+    """Our answers that are further off than the family allows (NaN too)."""
+    for reading in readings:
+        if reading.kind is Kind.OURS:
+            for check in family.checks:
+                found = reading.errors[check.column]
+                if not found <= check.most:
+                    yield (
+                        f"{family.name}, {reading.workload}, {reading.method}: {check.column} "
+                        f"{found:.1e}, over {check.most:g}"
+                    )
+
+
+def fits(family: Family, readings: Sequence[Reading]) -> Iterator[Fit]:
+    """The slope of log time over log size, wherever three sizes of an axis were measured.
+
+    Of a workload's methods of ours it is the first one's.
+    """
     for growth in family.growth:
         series: defaultdict[tuple[int, str], dict[float, float]] = defaultdict(dict)
         for reading in readings:
@@ -117,8 +141,8 @@ def fits(family: Family, readings: list[Reading]) -> Iterator[Fit]:
             if ours and growth.axis in reading.sizes:
                 rest = {k: v for k, v in reading.sizes.items() if k != growth.axis}
                 others = ", ".join(f"{key} = {size}" for key, size in rest.items())
-                place = series[reading.threads, others]
-                place[float(reading.sizes[growth.axis])] = float(np.median(reading.seconds))
+                size = float(reading.sizes[growth.axis])
+                series[reading.threads, others].setdefault(size, float(np.median(reading.seconds)))
         for (threads, others), points in series.items():
             if len(points) >= 3:
                 x, y = np.log(list(points)), np.log(list(points.values()))

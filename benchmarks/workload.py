@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = [
     "BOTH",
     "FORWARD",
+    "Check",
     "Family",
     "Growth",
     "Kind",
@@ -34,6 +35,7 @@ class Kind(Enum):
     OURS = "ours"
     PEER = "peer"
     BOUND = "bound"
+    SCALED = "scaled"
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,18 @@ class Method:
 
     Args:
         name: as the table prints it.
-        kind: ours, a peer, or a lower bound.
+        kind: ours (the first one is what ratios are taken to), a peer, or a lower bound.
         calls: by measure (`FORWARD`, `BOTH` or a name of the family's own), a function that does it
             once for the first `instances` of the batch.
         instances: how many instances a call does; times are an instance's.
-        error: the answer's error, or its certificate, as the family says; None for a bound.
+        error: the answer's figures, one for each of the family's checks; None for a bound.
     """
 
     name: str
     kind: Kind
     calls: Mapping[str, Callable[[], object]]
     instances: int = 1
-    error: Callable[[], float] | None = None
+    error: Callable[[], float | tuple[float, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,26 +107,35 @@ class Workload:
 
 
 @dataclass(frozen=True)
+class Check:
+    """A column beside the times: its heading, what it says of an answer, the most that ours may have."""
+
+    column: str
+    says: str
+    most: float
+
+
+@dataclass(frozen=True)
 class Family:
     """Workloads of one kind.
 
     Args:
         name: what `--only` selects.
-        error: what the column of errors says.
-        tolerance: the largest error that we may have.
+        checks: what stands beside a time: an error, a certificate.
         workloads: made one at a time; with `smoke` few and small.
         growth: the axes along which our cost is fitted.
         threads: how many threads to measure with, where more than the command's make no sense.
         curve: a size along which every method's time is drawn, in a figure of the family's own.
+        seconds: how long it takes for one number of threads, about; what the time left is told by.
     """
 
     name: str
-    error: str
-    tolerance: float
+    checks: tuple[Check, ...]
     workloads: Callable[[bool], Iterator[Workload]]
     growth: tuple[Growth, ...] = field(default=())
     threads: tuple[int, ...] | None = None
     curve: str = ""
+    seconds: float = 10.0
 
 
 def calls(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,15 +18,28 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import clock
+from benchmarks.apart import apart
 from benchmarks.clock import Patience, ratios, take_turns
 from benchmarks.elsewhere import Elsewhere
 from benchmarks.peers import PEERS, interpreter, missing
 from benchmarks.random_polytopes import KINDS, Drawn, certificate, drawn, outside, run
-from benchmarks.report import draw, markdown, reading_rows, save, verdict_rows
-from benchmarks.results import Reading, fits, measure, verdicts
+from benchmarks.report import (
+    BEGIN,
+    END,
+    fit_rows,
+    insert,
+    markdown,
+    page,
+    reading_rows,
+    times,
+    verdict_rows,
+)
+from benchmarks.results import Reading, fits, measure, verdicts, wrong
+from benchmarks.store import Record, Store
 from benchmarks.workload import (
     BOTH,
     FORWARD,
+    Check,
     Family,
     Growth,
     Kind,
@@ -94,7 +110,7 @@ def test_ratios_are_of_the_same_round() -> None:
 
 
 def family_of(*workloads: Workload, growth: tuple[Growth, ...] = ()) -> Family:
-    return Family("test", "none", 1e-6, lambda _: iter(workloads), growth)
+    return Family("test", (Check("error", "none", 1e-6),), lambda _: iter(workloads), growth)
 
 
 def test_readings_are_an_instances(time: FakeTime) -> None:
@@ -121,8 +137,9 @@ def test_readings_are_an_instances(time: FakeTime) -> None:
     readings = measure(family, workload, 1, Patience(0.0, 2, 10.0))
     seconds = {reading.method: float(np.median(reading.seconds)) for reading in readings}
     assert seconds == pytest.approx({"spigot": 0.1, "peer": 0.5, "copy": 0.05, "distant": 3.0})
-    errors = {reading.method: reading.error for reading in readings}
-    assert errors["spigot"] == 1e-9 and errors["peer"] == 1e-3 and math.isnan(errors["copy"])
+    errors = {reading.method: reading.errors for reading in readings}
+    assert errors == {"spigot": {"error": 1e-9}, "peer": {"error": 1e-3}, "copy": {}, "distant": {}}
+    assert [reading.kind for reading in readings][-1] is Kind.SCALED
     judged = list(verdicts(family, workload, readings))
     words = [(verdict.target.method, verdict.word) for verdict in judged]
     assert words == [
@@ -138,7 +155,8 @@ def test_readings_are_an_instances(time: FakeTime) -> None:
 def reading(sizes: dict[str, float], seconds: float, *, ratio: tuple[float, float, float]) -> Reading:
     name = ", ".join(f"{key} = {size}" for key, size in sizes.items())
     taken = np.array([seconds])
-    return Reading("test", name, sizes, 1, FORWARD, "spigot", Kind.OURS, taken, 1e-9, ratio)
+    errors = {"error": 1e-9}
+    return Reading("test", name, sizes, 1, FORWARD, "spigot", Kind.OURS, taken, errors, ratio)
 
 
 @pytest.mark.parametrize(
@@ -172,26 +190,146 @@ def test_exponents() -> None:
     assert (fit.growth.axis, fit.others, fit.sizes) == ("n", "s = 2.0", (10.0, 20.0, 40.0))
 
 
-def test_reports(tmp_path: Path) -> None:
-    """Tables are aligned, the JSON file has no NaN, the figure is drawn."""
-    sizes = (1.0, 2.0, 4.0)
-    own = [reading({"n": n}, 2e-3 * n, ratio=(0.9, 1.0, 1.1)) for n in sizes]
-    own[0] = replace(own[0], error=math.nan)
+def test_a_second_column_says_another_thing(time: FakeTime) -> None:
+    """A method's figures go to the family's columns in order, and each has its own limit."""
+    checks = (Check("error", "one", 1e-7), Check("certificate", "two", 1e-8))
+    method = Method("spigot", Kind.OURS, {FORWARD: time.work("o", 1.0)}, error=lambda: (5e-8, 5e-8))
+    workload = Workload({"d": 1}, (method,))
+    family = Family("test", checks, lambda _: iter((workload,)))
+    readings = measure(family, workload, 1, Patience(0.0, 1, 1.0))
+    assert readings[0].errors == {"error": 5e-8, "certificate": 5e-8}
+    assert list(wrong(family, readings)) == ["test, d = 1, spigot: certificate 5.0e-08, over 1e-08"]
+
+
+def grown() -> tuple[Family, Store]:
+    """Three sizes with one and two threads, their targets and what is missing."""
+    family = family_of(growth=(Growth("n", 1.0, note="because"),))
+    store = Store(missing={"peer": "pip install peer"})
+    for n in (1.0, 2.0, 4.0):
+        for threads in (1, 2):
+            own = reading({"n": n}, 2e-3 * n**threads, ratio=(0.9, 1.0, 1.1))
+            own = replace(own, threads=threads)
+            workload = Workload({"n": n}, (), (Target("spigot", at_least=0.5),))
+            judged = list(verdicts(family, workload, [own]))
+            record = Record("test", own.workload, threads, 1.5, [own], judged)
+            store.records[record.key] = record
+    return family, store
+
+
+def test_tables() -> None:
+    """Aligned; a ratio near 1 is undecided; a note stands where an exponent differs."""
+    family, store = grown()
+    own = [replace(row, errors={"error": math.nan}) for row in store.readings()[:1]]
+    own.append(store.readings()[4])
     lines = markdown(*reading_rows(own)).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert "4 ms" in lines[3] and "1e-09" in lines[3] and "1 (0.9-1.1)" in lines[3]
-    family = family_of(growth=(Growth("n", 1.0),))
-    workload = Workload({"n": 1.0}, (), (Target("spigot", at_least=0.5),))
-    judged, grown = list(verdicts(family, workload, own[:1])), list(fits(family, own))
-    assert verdict_rows(judged)[1][0][-1] == "met"
-    save(tmp_path / "r.json", own, judged, grown, {"peer": "pip install peer"})
-    written = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
-    assert [row["error"] for row in written["readings"]] == [None, 1e-9, 1e-9]
-    assert written["missing"] == {"peer": "pip install peer"}
-    assert written["growth"][0]["exponent"] == pytest.approx(1.0)
+    assert "2 ms" in lines[2] and "not finite" in lines[2]
+    assert "8 ms" in lines[3] and "1e-09" in lines[3] and "1 (0.9-1.1) undecided" in lines[3]
+    head, rows = verdict_rows(store.verdicts())
+    assert head[-2:] == ("1 thread", "2 threads") and len(rows) == 3
+    assert rows[0][-1] == "1 (0.9-1.1) met"
+    _, (row,) = fit_rows(fits(family, store.readings()))
+    assert row[-4:] == ("1.00", "2.00", "1", "because")
+    straight = [fit for fit in fits(family, store.readings()) if fit.threads == 1]
+    assert fit_rows(straight)[1][0][-1] == ""
+    unexplained = [replace(fit, growth=Growth("n", 3.0)) for fit in straight]
+    assert fit_rows(unexplained)[1][0][-1] == "NOT EXPLAINED"
+
+
+def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """Two files are one, without NaN; a family that failed says so until it is measured."""
+    _, store = grown()
+    one, two = (
+        Store({key: own for key, own in store.records.items() if own.threads == threads})
+        for threads in (1, 2)
+    )
+    infinite = replace(store.readings()[0], errors={"error": math.inf})
+    own = replace(next(iter(one.records.values())), readings=[infinite])
+    one.records[own.key] = own
+    one.failed["other"] = "ended by SIGSEGV"
+    one.save(tmp_path / "1.json")
+    two.save(tmp_path / "2.json")
+    json.loads((tmp_path / "1.json").read_text(), parse_constant=pytest.fail)
+    both = Store.load(tmp_path / "1.json", tmp_path / "2.json")
+    assert set(both.records) == set(store.records)
+    assert both.failed == one.failed
+    found = both.records[own.key].readings[0]
+    assert math.isnan(found.errors["error"]) and found.kind is Kind.OURS
+    assert found.seconds.tolist() == [2e-3] and found.ratio == (0.9, 1.0, 1.1)
+    assert list(both.verdicts())[:1] == list(one.verdicts())[:1]
+
+
+def test_pages(tmp_path: Path) -> None:
+    """Results stand between two markers, what is around them stays, and figures are drawn."""
     pytest.importorskip("matplotlib")
-    assert draw(tmp_path / "g.png", own, grown) and (tmp_path / "g.png").stat().st_size > 1000
-    assert not draw(tmp_path / "none.png", own, [])
+    family, store = grown()
+    at = tmp_path / "page.md"
+    at.write_text("before\n")
+    with pytest.raises(ValueError, match="needs the lines"):
+        insert(at, "text")
+    at.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    for _ in range(2):
+        insert(at, page(store, [family], at, tmp_path / "images"))
+    said = at.read_text()
+    assert said.startswith(f"before\n{BEGIN}\n") and said.endswith(f"{END}\nafter\n")
+    assert "old" not in said and said.count("### Targets") == 1 and "pip install peer" in said
+    assert "6 met, 0 undecided, 0 MISSED." in said
+    assert "(images/benchmarks.png)" in said
+    assert (tmp_path / "images" / "benchmarks.png").stat().st_size > 1000
+    assert "### test" in times(store, [family])
+
+
+def alone(name: str, call: Callable[[], None], sizes: int = 1) -> Family:
+    """A family of our own method alone."""
+
+    def workloads(_: bool) -> Iterator[Workload]:
+        for d in range(sizes):
+            method = Method("spigot", Kind.OURS, {FORWARD: call}, error=lambda: 0.0)
+            yield Workload({"d": d}, (method,))
+
+    return Family(name, (Check("error", "none", 1e-6),), workloads)
+
+
+def test_families_die_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One that crashes and one that raises are rows; resumed, only what lacks is measured."""
+    log = tmp_path / "log"
+
+    def note(name: str) -> Callable[[], None]:
+        def call() -> None:
+            with log.open("a") as file:
+                file.write(name)
+
+        return call
+
+    def crash() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def fail() -> None:
+        raise RuntimeError("no such luck\nmore")
+
+    families = (alone("a", note("a"), 2), alone("b", crash), alone("c", fail), alone("d", note("d")))
+    monkeypatch.setattr(command, "FAMILIES", families)
+    out = str(tmp_path / "out")
+    arguments = ["--window", "0", "--rounds", "1", "--threads", "1", "--out", out]
+    assert command.main(arguments) == 1
+    store = Store.load(tmp_path / "out" / "results.json")
+    assert {key[:2] for key in store.records} == {("a", "d = 0"), ("a", "d = 1"), ("d", "d = 0")}
+    assert store.failed == {"b": "ended by SIGKILL", "c": "RuntimeError: no such luck"}
+    said = capfd.readouterr().out
+    assert "[4 of 4]" in said and "ended by SIGKILL" in said
+    monkeypatch.setattr(command, "FAMILIES", (*families[:1], alone("b", note("b")), *families[3:]))
+    before = log.read_text()
+    assert command.main([*arguments, "--resume", "--only", "a", "b", "d"]) == 1  # c is as it was
+    assert set(log.read_text().removeprefix(before)) == {"b"}
+    store = Store.load(tmp_path / "out" / "results.json")
+    assert set(store.failed) == {"c"} and len(store.records) == 4
+
+
+def test_apart() -> None:
+    assert apart(lambda: None) == ""
+    assert apart(lambda: os._exit(3)) == "ended with status 3"
 
 
 def test_calls_differentiate() -> None:
@@ -209,18 +347,17 @@ def test_calls_differentiate() -> None:
 def test_an_answer_that_is_off_fails_the_run(
     error: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def ours(wrong: float) -> Workload:
+    def ours(off: float) -> Workload:
         calls = {FORWARD: lambda: None}
-        return Workload({"d": 1}, (Method("spigot", Kind.OURS, calls, error=lambda: wrong),))
+        return Workload({"d": 1}, (Method("spigot", Kind.OURS, calls, error=lambda: off),))
 
     threads = torch.get_num_threads()
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "--smoke"])
     monkeypatch.setattr(command, "FAMILIES", (family_of(ours(1e-9)),))
-    assert command.main() == 0
+    assert command.main(["--smoke"]) == 0
     monkeypatch.setattr(command, "FAMILIES", (family_of(ours(error)),))
-    assert command.main() == 1
+    assert command.main(["--smoke"]) == 1
     torch.set_num_threads(threads)
-    assert "wrong: test, d = 1, spigot" in capsys.readouterr().out
+    assert "- test, d = 1, spigot: error" in capsys.readouterr().out
 
 
 def test_missing_peers_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -259,17 +396,12 @@ def test_a_peer_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         broken.run(FORWARD, 1)
 
 
-def test_every_workload_runs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_workload_runs() -> None:
     """All families, small, once: our errors are what each family allows."""
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "--smoke"])
-    status = command.main()
-    torch.set_num_threads(threads)
-    said = capsys.readouterr().out
-    assert status == 0, said
-    assert all(f"## {family.name}\n" in said for family in command.FAMILIES)
+    smoke = [sys.executable, "-m", "benchmarks", "--smoke"]
+    done = subprocess.run(smoke, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(f"## {family.name}\n" in done.stdout for family in command.FAMILIES)
 
 
 def triangle() -> Drawn:

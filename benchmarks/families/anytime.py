@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.workload import FORWARD, Family, Kind, Method, Workload, largest
+from benchmarks.workload import FORWARD, Check, Family, Kind, Method, Workload, largest
 from spigot.polytopes import Arborescence, Euclidean, Polytope, Regularizer, Sequence
 from spigot.polytopes.solvers import ActiveSet
 
@@ -57,10 +57,15 @@ def _methods(
 FAMILIES = (
     Family(
         "trees-anytime",
-        "the certificate relative to 1 + |<s, y>|, as a multiple of the gap asked for; N(0, 1) scores, "
-        "float64, an older solution's 1% away; the fast rule has one answer, an exact one; lp-sparsemap "
-        "cannot be installed, so its 50 steps are not here",
-        1.0,
+        (
+            Check(
+                "gap / asked",
+                "the certificate relative to 1 + |<s, y>| as a multiple of the gap asked for; N(0,"
+                " 1) scores, float64, an older solution's 1% away; the fast rule has one answer, "
+                "an exact one; lp-sparsemap cannot be installed, so its 50 steps are not here",
+                1.0,
+            ),
+        ),
         _anytime,
         curve="gap",
     ),

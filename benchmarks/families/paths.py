@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import peer
-from benchmarks.workload import BOTH, Family, Growth, Kind, Method, Target, Workload, calls, largest
+from benchmarks.workload import (
+    BOTH,
+    Check,
+    Family,
+    Growth,
+    Kind,
+    Method,
+    Target,
+    Workload,
+    calls,
+    largest,
+)
 from spigot.layers import Perturbed, SPOPlusLoss
 from spigot.polytopes import GridPath, Path
 from spigot.polytopes.arrays import library, tensor
@@ -256,22 +267,31 @@ def _programme(side: int) -> Callable[[Tensor], Tensor] | None:
 FAMILIES = (
     Family(
         "path-spo",
-        "the loss less that of a dynamic programme in float64, relative to the batch's mean",
-        1e-4,
+        (
+            Check(
+                "error",
+                "the loss less that of a dynamic programme in float64, relative to the batch's mean",
+                1e-4,
+            ),
+        ),
         _spo,
         (Growth("side", 2.0, BOTH, note="the cost of a call shows below 12 x 12"),),
     ),
     Family(
         "path-perturbed",
-        "largest error of the mean of the maxima, by a dynamic programme on the same draws",
-        1e-4,
+        (
+            Check(
+                "error",
+                "largest error of the mean of the maxima, by a dynamic programme on the same draws",
+                1e-4,
+            ),
+        ),
         _perturbed,
         (Growth("side", 2.0, BOTH),),
     ),
     Family(
         "gridpath-map",
-        "largest excess of the path's cost over Dijkstra's in float64",
-        1e-4,
+        (Check("error", "largest excess of the path's cost over Dijkstra's in float64", 1e-4),),
         _cells,
         (Growth("side", 2.0, note="a heap's logarithm on top"),),
     ),

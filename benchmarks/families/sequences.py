@@ -15,6 +15,7 @@ from benchmarks.peers import peer
 from benchmarks.workload import (
     BOTH,
     FORWARD,
+    Check,
     Family,
     Growth,
     Kind,
@@ -359,29 +360,39 @@ def _growth(*measures: str) -> tuple[Growth, ...]:
 FAMILIES = (
     Family(
         "sequence-map",
-        "what the sequence's score lacks to the best one's, relative, by a plain recursion in float64",
-        1e-5,
+        (
+            Check(
+                "error",
+                "what the sequence's score lacks to the best one's, relative, by a plain recursion"
+                " in float64",
+                1e-5,
+            ),
+        ),
         _workloads(_map, {"pytorch-crf": DECODE}, FORWARD),
         _growth(FORWARD, DECODE),
     ),
     Family(
         "sequence-log-partition",
-        "of log Z, relative, and of the likelihood's gradient, against a plain recursion in float64",
-        1e-5,
+        (
+            Check(
+                "error",
+                "of log Z, relative, and of the likelihood's gradient, against a plain recursion "
+                "in float64",
+                1e-5,
+            ),
+        ),
         _workloads(_log_partition, {"pytorch-crf": LIKELIHOOD}, FORWARD, BOTH),
         _growth(FORWARD, BOTH, LIKELIHOOD),
     ),
     Family(
         "sequence-marginals",
-        "largest |mu - mu64|, mu64 a plain recursion's derivative in float64",
-        1e-5,
+        (Check("error", "largest |mu - mu64|, mu64 a plain recursion's derivative in float64", 1e-5),),
         _workloads(_marginal_methods, {}, FORWARD, BOTH),
         _growth(FORWARD, BOTH),
     ),
     Family(
         "sequence-projection",
-        "certificate relative to 1 + |<s, y>|, float64",
-        1e-8,
+        (Check("certificate", "certificate relative to 1 + |<s, y>|, float64", 1e-8),),
         _projections,
         (Growth("length", 1.0), Growth("length", 1.0, BOTH)),
     ),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-from benchmarks.workload import Family, Kind, Method, Target, Workload
+from benchmarks.workload import Check, Family, Kind, Method, Target, Workload
 
 PROCESS = "new process"
 IMPORTS = "import torch; import spigot"
@@ -74,15 +74,19 @@ def _first_calls(smoke: bool) -> Iterator[Workload]:
 FAMILIES = (
     Family(
         "startup-import",
-        "here CPU seconds beyond those of `import torch`; under 0.3",
-        0.3,
+        (Check("CPU s more", "CPU seconds beyond those of `import torch`; under 0.3", 0.3),),
         _imports,
         threads=(1,),
     ),
     Family(
         "startup-first-call",
-        "here CPU seconds of the first call, beyond `import spigot`, from a warm cache; under 0.3",
-        0.3,
+        (
+            Check(
+                "CPU s more",
+                "CPU seconds of the first call, beyond `import spigot`, from a warm cache; under 0.3",
+                0.3,
+            ),
+        ),
         _first_calls,
         threads=(1,),
     ),

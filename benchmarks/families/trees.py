@@ -13,6 +13,7 @@ from benchmarks.peers import peer
 from benchmarks.workload import (
     BOTH,
     FORWARD,
+    Check,
     Family,
     Growth,
     Kind,
@@ -339,16 +340,26 @@ def _dynamic(
 FAMILIES = (
     Family(
         "arborescence-map",
-        "largest difference of <s, y> from ours, relative to 1 + |<s, y>|; batch of 64, float64",
-        1e-12,
+        (
+            Check(
+                "error",
+                "largest difference of <s, y> from ours, relative to 1 + |<s, y>|; batch of 64, float64",
+                1e-12,
+            ),
+        ),
         _maps,
         (Growth("n", 2.0, note=CALL),),
     ),
     Family(
         "arborescence-marginals",
-        "largest difference from the inverse of the Laplacian in float64, relative above 1; "
-        "batch of 64, float32",
-        1e-5,
+        (
+            Check(
+                "error",
+                "largest difference from the inverse of the Laplacian in float64, relative above "
+                "1; batch of 64, float32",
+                1e-5,
+            ),
+        ),
         _marginals,
         tuple(
             Growth("n", 3.0, each, CALL + "; exp is n^2, and rows fill vectors")
@@ -357,22 +368,39 @@ FAMILIES = (
     ),
     Family(
         "arborescence-marginals-peaked",
-        "20 x N(0, 1): largest difference from mpmath's 60 + 20 n digits, relative above 1, infinite "
-        "where a value or gradient is not finite; batch of 64, float32",
-        1e-5,
+        (
+            Check(
+                "error",
+                "20 x N(0, 1): largest difference from mpmath's 60 + 20 n digits, relative above "
+                "1, infinite where a value or gradient is not finite; batch of 64, float32",
+                1e-5,
+            ),
+        ),
         _peaked,
     ),
     Family(
         "arborescence-projection",
-        "largest certificate relative to 1 + |<s, y>|, for ufal that of its best trees; batch of 64, "
-        "float64; lp-sparsemap cannot be installed, its time is ufal's times what they took together",
-        1e-8,
+        (
+            Check(
+                "certificate",
+                "largest certificate relative to 1 + |<s, y>|, for ufal that of its best trees; "
+                "batch of 64, float64; lp-sparsemap cannot be installed, its time is ufal's times "
+                "what they took together",
+                1e-8,
+            ),
+        ),
         _projections,
     ),
     Family(
         "projective-trees",
-        "largest difference from our own answer in float64, relative above 1; batch of 64, float32",
-        1e-5,
+        (
+            Check(
+                "error",
+                "largest difference from our own answer in float64, relative above 1; batch of 64,"
+                " float32",
+                1e-5,
+            ),
+        ),
         _projective,
     ),
 )
