@@ -118,7 +118,7 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--window", type=float, default=0.3, help="seconds of a turn, at least")
     parser.add_argument("--rounds", type=int, default=9, help="turns a method, at least")
-    parser.add_argument("--budget", type=float, default=20.0, help="seconds of a slow method's turns")
+    parser.add_argument("--budget", type=float, default=10.0, help="seconds of a slow method's turns")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="a folder")
     parser.add_argument("--resume", action="store_true", help="measure what OUT/results.json lacks")
     parser.add_argument("--report", nargs="+", type=Path, help="measure nothing: these files together")

@@ -12,6 +12,7 @@ import numpy as np
 __all__ = ["Patience", "ratios", "take_turns"]
 
 SETTLED = 0.1  # a ratio's half interquartile range, relative to its median
+PLAIN, ROUGHLY = 4.0, 0.25  # and of a ratio that far from 1, whatever its noise
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Patience:
 
     window: float = 0.3
     rounds: int = 9
-    budget: float = 60.0
+    budget: float = 10.0
 
 
 def take_turns(methods: Mapping[str, Callable[[], object]], patience: Patience) -> dict[str, np.ndarray]:
@@ -73,5 +74,8 @@ def ratios(above: np.ndarray, below: np.ndarray) -> tuple[float, float, float]:
 
 def _settled(taken: Mapping[str, np.ndarray]) -> bool:
     first, *others = taken.values()
-    spans = [ratios(other, first) for other in others]
-    return all(high - low <= 2 * SETTLED * middle for low, middle, high in spans)
+    for low, middle, high in (ratios(other, first) for other in others):
+        near = 1 / PLAIN < middle < PLAIN
+        if high - low > 2 * (SETTLED if near else ROUGHLY) * middle:
+            return False
+    return True

@@ -68,5 +68,6 @@ FAMILIES = (
         ),
         _anytime,
         curve="gap",
+        seconds=85,
     ),
 )

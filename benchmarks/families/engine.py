@@ -324,8 +324,8 @@ def by_shannon(smoke: bool) -> Iterator[Workload]:
     """KL projections onto the same sets."""
     sets: Mapping[str, Callable[[], Task]] = {
         "facets": lambda: Task(facets(3, 6) if smoke else facets(30, 100), Shannon(), 128, 16),
-        "birkhoff": lambda: Task(birkhoff(3 if smoke else 20), Shannon(), 32, 4),
-        "grid": lambda: Task(grid(3 if smoke else 20), Shannon(), 64, 2),
+        "birkhoff": lambda: Task(birkhoff(3 if smoke else 20), Shannon(), 32, 2),
+        "grid": lambda: Task(grid(3 if smoke else 20), Shannon(), 64, 1),
     }
     for name, made in sets.items():
         task = made()
@@ -337,7 +337,7 @@ def by_oracle(smoke: bool) -> Iterator[Workload]:
     n = 4 if smoke else 20
     tree = Arborescence(n)
     oracle = Oracle(tree.argmax, (n, n), batched=True)
-    task = Task(Facets(tree.constraints, (n, n)), Euclidean(), 4 if smoke else 64, 4)
+    task = Task(Facets(tree.constraints, (n, n)), Euclidean(), 4 if smoke else 64, 2)
 
     def by_rows(scores: Tensor) -> Tensor:
         return task.polytope.maximize(scores, task.regularizer)
@@ -396,20 +396,23 @@ FAMILIES = (
         (Check("error", ERROR, 1e-6),),
         over_facets,
         (Growth("d", 1.0, note=ROWS_FIRST), Growth("d", 1.0, BOTH, ROWS_FIRST)),
+        seconds=130,
     ),
     Family(
         "engine-birkhoff",
         (Check("error", ERROR, 1e-6),),
         over_birkhoff,
         (Growth("n", 3.0, note=TABLES), Growth("n", 3.0, BOTH, TABLES)),
+        seconds=50,
     ),
     Family(
         "engine-grid",
         (Check("error", ERROR, 1e-6),),
         over_grid,
         (Growth("side", 3.0, note=SIDES), Growth("side", 3.0, BOTH, SIDES)),
+        seconds=130,
     ),
-    Family("engine-shannon", (Check("error", ERROR, 1e-6),), by_shannon),
+    Family("engine-shannon", (Check("error", ERROR, 1e-6),), by_shannon, seconds=130),
     Family(
         "engine-oracle",
         (
@@ -422,5 +425,6 @@ FAMILIES = (
             ),
         ),
         by_oracle,
+        seconds=65,
     ),
 )

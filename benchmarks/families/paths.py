@@ -276,6 +276,7 @@ FAMILIES = (
         ),
         _spo,
         (Growth("side", 2.0, BOTH, note="the cost of a call shows below 12 x 12"),),
+        seconds=60,
     ),
     Family(
         "path-perturbed",
@@ -288,11 +289,13 @@ FAMILIES = (
         ),
         _perturbed,
         (Growth("side", 2.0, BOTH),),
+        seconds=100,
     ),
     Family(
         "gridpath-map",
         (Check("error", "largest excess of the path's cost over Dijkstra's in float64", 1e-4),),
         _cells,
         (Growth("side", 2.0, note="a heap's logarithm on top"),),
+        seconds=50,
     ),
 )

@@ -77,6 +77,7 @@ FAMILIES = (
         (Check("CPU s more", "CPU seconds beyond those of `import torch`; under 0.3", 0.3),),
         _imports,
         threads=(1,),
+        seconds=25,
     ),
     Family(
         "startup-first-call",
@@ -89,5 +90,6 @@ FAMILIES = (
         ),
         _first_calls,
         threads=(1,),
+        seconds=180,
     ),
 )
