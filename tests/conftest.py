@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+os.environ.setdefault("MPLBACKEND", "agg")  # no windows
+
 import torch
 from hypothesis import HealthCheck, settings
 

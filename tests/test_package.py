@@ -13,6 +13,7 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 
 import spigot
 from spigot.polytopes import Euclidean, Gibbs, Polytope, UnsupportedProblem
@@ -24,6 +25,7 @@ PACKAGES = [
     "spigot.polytopes.solvers",
     "spigot.pullback",
     "spigot.layers",
+    "spigot.plot",
     "spigot.testing",
 ]
 MODULES = sorted(
@@ -63,7 +65,7 @@ def test_public_names_are_documented_with_an_example(package: str) -> None:
         thing = getattr(module, name)
         assert inspect.getdoc(thing), name
         if (
-            package in ("spigot.pullback", "spigot.layers")
+            package in ("spigot.pullback", "spigot.layers", "spigot.plot")
             and callable(thing)
             and name not in NO_EXAMPLE
         ):
@@ -104,6 +106,14 @@ def test_code_on_the_page_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> No
         runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
         runner.run(parsed, clear_globs=False)
         assert runner.failures == 0, block
+
+
+def test_versions_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    spigot.show_versions()
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert shown["python"] == sys.version.split()[0]
+    assert shown["torch"] == torch.__version__
+    assert shown["accelerator"]
 
 
 def test_version() -> None:
