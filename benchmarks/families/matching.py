@@ -204,9 +204,7 @@ def _assignments(scores: Tensor) -> Tensor:
     return tensor(found)
 
 
-_SWEEPS = "a call's own cost is most of it up to n = 20; rows fill vectors better with n, so 1.5 above 50"
-    "a call's own cost is most of it up to n = 20; rows fill vectors better with n: n^1.5 from 50 to 100"
-)
+_SWEEPS = "a call's own cost is most of it up to n = 20; rows fill vectors better with n: 1.5 above 50"
 _SOLVED = "as the forward up to n = 20; n^3 / 3 of elimination is still small: n^1.7 from 50 to 100"
 _ASSIGNED = "n^3 is the worst case: augmenting paths of N(0, 1) scores are short, n^1.9 from 20 to 100"
 
