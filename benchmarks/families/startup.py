@@ -34,16 +34,16 @@ def _process(code: str) -> dict[str, Callable[[], object]]:
     return {PROCESS: functools.partial(_run, code)}
 
 
-def _seconds(before: str, code: str) -> Callable[[], float]:
+def _seconds(before: str, code: str, processes: int) -> Callable[[], float]:
     """The CPU seconds that the code takes after what comes before it, least of a few processes."""
     timed = (
         f"{before}\nimport time\nstart = time.process_time()\n{code}\nprint(time.process_time() - start)"
     )
-    return lambda: min(float(_run(timed)) for _ in range(4))
+    return lambda: min(float(_run(timed)) for _ in range(processes))
 
 
-def _imports(_smoke: bool) -> Iterator[Workload]:
-    beyond = _seconds("import torch", "import spigot")
+def _imports(smoke: bool) -> Iterator[Workload]:
+    beyond = _seconds("import torch", "import spigot", 1 if smoke else 4)
     yield Workload(
         {"what": "import"},
         (
@@ -62,10 +62,11 @@ def _imports(_smoke: bool) -> Iterator[Workload]:
 def _first_calls(smoke: bool) -> Iterator[Workload]:
     before = f"{IMPORTS}\nfrom spigot.polytopes import *\nfrom spigot.polytopes import Shannon"
     for name, code in list(RULES.items())[: 1 if smoke else None]:
+        waited = _seconds(before, code, 1 if smoke else 4)
         yield Workload(
             {"first call": name},
             (
-                Method("spigot", Kind.OURS, _process(f"{before}\n{code}"), 1, _seconds(before, code)),
+                Method("spigot", Kind.OURS, _process(f"{before}\n{code}"), 1, waited),
                 Method("import spigot", Kind.BOUND, _process(before)),
             ),
         )
