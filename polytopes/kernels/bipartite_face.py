@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from spigot.polytopes.kernels.bipartite_newton import eliminate
-from spigot.polytopes.kernels.compiled import kernel
+from spigot.polytopes.kernels.compiled import kernel, summing
 from spigot.polytopes.kernels.vectors import clear, fill
 
 __all__ = ["loose", "pull", "slack", "strong", "usable"]
@@ -178,12 +178,7 @@ def slack(
     ground: np.ndarray,
 ) -> None:
     """Whether the sum of each of the k + m nodes may grow (ground[0]) and shrink (ground[1])."""
-    sums[:2] = 0.0
-    for p in range(k):
-        for q in range(m):
-            y = max(x[p, q], 0.0)
-            sums[0, p] += y
-            sums[1, q] += y
+    _sums(x, k, m, sums[0], sums[1])
     for t in range(k + m):
         rowlike = (t < k) != flip
         index = t if t < k else t - k
@@ -193,6 +188,19 @@ def slack(
         loose = not (row_exact if rowlike else column_exact) and price <= tolerance
         ground[0, t] = loose and total < mass - tolerance
         ground[1, t] = loose and total > tolerance
+
+
+@summing
+def _sums(x: np.ndarray, k: int, m: int, row: np.ndarray, column: np.ndarray) -> None:
+    """Row sums and column sums of x+."""
+    fill(column, m, 0.0)
+    for p in range(k):
+        total = 0.0
+        for q in range(m):
+            y = max(x[p, q], 0.0)
+            total += y
+            column[q] += y
+        row[p] = total
 
 
 @kernel

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 from spigot.polytopes.arrays import library
 
-__all__ = ["kernel", "summing"]
+__all__ = ["fused", "kernel", "summing"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -35,6 +35,11 @@ def summing(function: F) -> F:
     NaN and inf keep their meaning; nothing in it may rely on the order of additions.
     """
     return cast(F, _Kernel(function, fastmath={"reassoc", "contract", "nsz"}))
+
+
+def fused(function: F) -> F:
+    """The same where a product and a sum after it may be rounded once, together."""
+    return cast(F, _Kernel(function, fastmath={"contract"}))
 
 
 class _Kernel:

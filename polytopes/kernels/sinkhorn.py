@@ -20,15 +20,16 @@ import numpy as np
 from spigot.polytopes.kernels.bipartite_face import loose, slack, strong
 from spigot.polytopes.kernels.bounds import at_most, bounded, hold, largest_error
 from spigot.polytopes.kernels.cholesky import factor, substitute
-from spigot.polytopes.kernels.compiled import kernel
-from spigot.polytopes.kernels.vectors import clear, copy, dot, exponentials, fill, multiply, total
+from spigot.polytopes.kernels.compiled import kernel, summing
+from spigot.polytopes.kernels.vectors import clear, copy, exponentials, fill, multiply
 
 __all__ = ["level", "pull", "scale"]
 
 MAX_STEPS = 400
 GENTLE = 12.0
-SWEEPS = 30  # between two exponentials, where they gain
-GAIN = 0.3  # of the error, by a sweep that is worth as much as a Newton step
+ROWS, COLUMNS = 4, 8  # matrices are filled up to whole blocks
+SWEEPS = 100  # between two exponentials, where they gain
+GAIN = 0.7  # of the error is left by a sweep that is worth as much as a Newton step
 TRIALS = 60
 RIDGE = 1e-13
 BOUND_ROUNDS = 20
@@ -63,54 +64,127 @@ def scale(
     column sum. The starting prices become the multipliers.
     """
     small, large = min(scores.shape[1], scores.shape[2]), max(scores.shape[1], scores.shape[2])
-    x, y = np.empty((small, large)), np.empty((small, large))
-    turned = np.empty((large, small))
-    work = np.empty((16, large))
+    small, large = _whole(small, ROWS), _whole(large, COLUMNS)
+    room = np.empty((2, small * large))
+    share = np.empty(large)
+    work = np.zeros((16, large))
     matrix, column = np.empty((small, small)), np.empty((4, small))
     for i in range(first, last):
         rows, columns = sizes[i, 0], sizes[i, 1]
         flip = rows > columns
         k, m = (columns, rows) if flip else (rows, columns)
+        height, width = _whole(k, ROWS), _whole(m, COLUMNS)
+        x = room[0, : height * width].reshape(height, width)
+        y = room[1, : height * width].reshape(height, width)
         a, b, u, v, low_u, low_v = work[0], work[1], work[2], work[3], work[4], work[5]
-        for p in range(k):
-            a[p] = column_mass[i, p] if flip else row_mass[i, p]
-            price = column_price[i, p] if flip else row_price[i, p]
-            low_u[p] = -np.inf if (column_exact[i] if flip else row_exact[i]) else -price
-            u[p] = 0.0
-        for q in range(m):
-            b[q] = row_mass[i, q] if flip else column_mass[i, q]
-            price = row_price[i, q] if flip else column_price[i, q]
-            low_v[q] = -np.inf if (row_exact[i] if flip else column_exact[i]) else -price
-            v[q] = 0.0
-        for p in range(k):
-            for q in range(m):
-                r, c = (q, p) if flip else (p, q)
-                x[p, q] = scores[i, r, c] - row_price[i, r] - column_price[i, c]
-                if masked and not keep[i, r, c]:
-                    x[p, q] = -np.inf
-        steps[i], error[i] = _anneal(x, y, turned, k, m, work, matrix, column)
-        for p in range(k):
-            if flip:
-                column_price[i, p] += u[p]
-            else:
-                row_price[i, p] += u[p]
-        for q in range(m):
-            if flip:
-                row_price[i, q] += v[q]
-            else:
-                column_price[i, q] += v[q]
+        prices, other_prices = (
+            (column_price[i], row_price[i]) if flip else (row_price[i], column_price[i])
+        )
+        masses, other_masses = (column_mass[i], row_mass[i]) if flip else (row_mass[i], column_mass[i])
+        exact, other_exact = (column_exact[i], row_exact[i]) if flip else (row_exact[i], column_exact[i])
+        _multipliers(k, height, masses, prices, exact, a, u, low_u)
+        _multipliers(m, width, other_masses, other_prices, other_exact, b, v, low_v)
+        _load(x, k, m, flip, scores[i], prices, other_prices)
+        if masked:
+            _mask(x, k, m, flip, keep[i])
+        steps[i], error[i] = _anneal(x, y, share, k, m, work, matrix, column)
+        _store(x, y, k, m, flip, scores[i], prices, other_prices, u, v, value[i], gradient[i])
         energy = 0.0
-        for r in range(rows):
-            for c in range(columns):
-                p, q = (c, r) if flip else (r, c)
-                slope = scores[i, r, c] - row_price[i, r] - column_price[i, c]
-                if x[p, q] > -np.inf:
-                    slope = x[p, q] - u[p] - v[q]
-                value[i, r, c] = y[p, q]
-                gradient[i, r, c] = slope
-                if y[p, q] > 0.0:  # s - log y, and log y is the slope less 1
-                    energy += y[p, q] * (scores[i, r, c] - slope + 1.0)
-        objective[i] = energy
+        for p in range(k):
+            prices[p] += u[p]
+            energy += (1.0 + prices[p]) * work[6, p]
+        for q in range(m):
+            other_prices[q] += v[q]
+            energy += other_prices[q] * work[7, q]
+        objective[i] = energy  # <y, s - log y>, and s - log y = 1 + u + v
+
+
+@kernel
+def _whole(count: int, unit: int) -> int:
+    """Rounded up to whole units."""
+    return (count + unit - 1) // unit * unit
+
+
+@kernel
+def _multipliers(
+    k: int,
+    height: int,
+    masses: np.ndarray,
+    prices: np.ndarray,
+    exact: bool,
+    a: np.ndarray,
+    u: np.ndarray,
+    low: np.ndarray,
+) -> None:
+    """One side's masses, and its multipliers beside their prices: 0, and at least `low`."""
+    for p in range(k):
+        a[p], u[p] = masses[p], 0.0
+        low[p] = -np.inf if exact else -prices[p]
+    for p in range(k, height):
+        a[p], u[p], low[p] = 0.0, 0.0, -np.inf
+
+
+@kernel
+def _load(
+    x: np.ndarray,
+    k: int,
+    m: int,
+    flip: bool,
+    scores: np.ndarray,
+    prices: np.ndarray,
+    others: np.ndarray,
+) -> None:
+    """x = scores less prices, -inf in the rows and columns that fill it up."""
+    for p in range(k):
+        price = prices[p]
+        if flip:
+            for q in range(m):
+                x[p, q] = scores[q, p] - price - others[q]
+        else:
+            for q in range(m):
+                x[p, q] = scores[p, q] - price - others[q]
+        for q in range(m, x.shape[1]):
+            x[p, q] = -np.inf
+    for p in range(k, x.shape[0]):
+        for q in range(x.shape[1]):
+            x[p, q] = -np.inf
+
+
+@kernel
+def _mask(x: np.ndarray, k: int, m: int, flip: bool, keep: np.ndarray) -> None:
+    """x = -inf where an entry is left out."""
+    for p in range(k):
+        for q in range(m):
+            if not (keep[q, p] if flip else keep[p, q]):
+                x[p, q] = -np.inf
+
+
+@kernel
+def _store(
+    x: np.ndarray,
+    y: np.ndarray,
+    k: int,
+    m: int,
+    flip: bool,
+    scores: np.ndarray,
+    prices: np.ndarray,
+    others: np.ndarray,
+    u: np.ndarray,
+    v: np.ndarray,
+    value: np.ndarray,
+    gradient: np.ndarray,
+) -> None:
+    """y, and x less its multipliers; for what is left out, the score less them and the prices."""
+    for p in range(k):
+        up, price = u[p], prices[p]
+        if flip:
+            for q in range(m):
+                t = x[p, q] if x[p, q] > -np.inf else scores[q, p] - price - others[q]
+                value[q, p], gradient[q, p] = y[p, q], t - up - v[q]
+        else:
+            for q in range(m):
+                t = x[p, q] if x[p, q] > -np.inf else scores[p, q] - price - others[q]
+                value[p, q], gradient[p, q] = y[p, q], t - up - v[q]
 
 
 @kernel
@@ -127,24 +201,29 @@ def level(
 ) -> None:
     """The largest score of each row as its price (0 at least, where its sum may be smaller).
 
-    Of each column where they are fewer: the smaller side's sums are those that bind at large scores.
+    Of each column where they are no more: the smaller side's sums are those that bind at large scores.
     `steep` says where that leaves scores too far below for sweeps to start from.
     """
+    top, least = np.empty(scores.shape[2]), np.empty(scores.shape[2])
     for i in range(first, last):
-        steep[i] = False
         rows, columns = sizes[i, 0], sizes[i, 1]
-        flip = rows > columns
-        exact = column_exact[i] if flip else row_exact[i]
-        for p in range(columns if flip else rows):
-            low, high = np.inf, -np.inf if exact else 0.0
-            for q in range(rows if flip else columns):
-                s = scores[i, q, p] if flip else scores[i, p, q]
-                low, high = min(low, s), max(high, s)
-            if flip:
-                column_price[i, p] = high
-            else:
+        steep[i] = False
+        if rows < columns:
+            for p in range(rows):
+                low, high = np.inf, -np.inf if row_exact[i] else 0.0
+                for q in range(columns):
+                    low, high = min(low, scores[i, p, q]), max(high, scores[i, p, q])
                 row_price[i, p] = high
-            steep[i] |= high - low > GENTLE
+                steep[i] |= high - low > GENTLE
+        else:
+            fill(top, columns, -np.inf if column_exact[i] else 0.0)
+            fill(least, columns, np.inf)
+            for p in range(rows):
+                for q in range(columns):
+                    least[q], top[q] = min(least[q], scores[i, p, q]), max(top[q], scores[i, p, q])
+            for q in range(columns):
+                column_price[i, q] = top[q]
+                steep[i] |= top[q] - least[q] > GENTLE
 
 
 @kernel
@@ -153,27 +232,39 @@ def _exponentials(
     heat: float,
     y: np.ndarray,
     k: int,
-    m: int,
     u: np.ndarray,
     v: np.ndarray,
     r: np.ndarray,
     c: np.ndarray,
 ) -> float:
     """y = exp(heat x - 1 - u - v), its row sums r and column sums c; returns its total."""
-    power = np.empty(m)
-    bits = power.view(np.int64)
-    fill(c, m, 0.0)
-    whole = 0.0
-    for p in range(k):
-        row, reach, up = y[p], x[p], 1.0 + u[p]
-        for q in range(m):
-            row[q] = heat * reach[q] - up - v[q]
-        exponentials(row, power, bits, m)
-        r[p] = total(row, m)
-        for q in range(m):
-            c[q] += row[q]
-        whole += r[p]
-    return whole
+    width = x.shape[1]
+    for p in range(x.shape[0]):
+        up = 1.0 + u[p]
+        for q in range(width):
+            y[p, q] = heat * x[p, q] - up - v[q]
+    exponentials(y.reshape(-1))
+    return _sums(y, k, r, c)
+
+
+@summing
+def _sums(y: np.ndarray, k: int, r: np.ndarray, c: np.ndarray) -> float:
+    """Row sums r and column sums c of y, four rows at a time; returns its total."""
+    width = y.shape[1]
+    fill(c, width, 0.0)
+    found = 0.0
+    for p in range(0, k, ROWS):
+        r0, r1, r2, r3 = 0.0, 0.0, 0.0, 0.0
+        for q in range(width):
+            y0, y1, y2, y3 = y[p, q], y[p + 1, q], y[p + 2, q], y[p + 3, q]
+            r0 += y0
+            r1 += y1
+            r2 += y2
+            r3 += y3
+            c[q] += (y0 + y1) + (y2 + y3)
+        r[p], r[p + 1], r[p + 2], r[p + 3] = r0, r1, r2, r3
+        found += (r0 + r1) + (r2 + r3)
+    return found
 
 
 @kernel
@@ -192,7 +283,7 @@ def _errors(k: int, m: int, work: np.ndarray) -> float:
 def _anneal(
     x: np.ndarray,
     y: np.ndarray,
-    turned: np.ndarray,
+    share: np.ndarray,
     k: int,
     m: int,
     work: np.ndarray,
@@ -215,7 +306,7 @@ def _anneal(
     while True:
         rough = heat < 1.0
         tolerance, limit = (ROUGH, ROUGH_STEPS) if rough else (FINE, MAX_STEPS)
-        more, error = _minimise(x, heat, y, turned, k, m, work, matrix, column, tolerance, limit)
+        more, error = _minimise(x, heat, y, share, k, m, work, matrix, column, tolerance, limit)
         steps += more
         if not rough:
             return steps, error
@@ -229,7 +320,7 @@ def _minimise(
     x: np.ndarray,
     heat: float,
     y: np.ndarray,
-    turned: np.ndarray,
+    share: np.ndarray,
     k: int,
     m: int,
     work: np.ndarray,
@@ -248,8 +339,8 @@ def _minimise(
         largest = max(largest, b[q])
     error, stalls = np.inf, 0
     for step in range(limit):
-        _exponentials(x, heat, y, k, m, u, v, r, c)
-        whole = _sweeps(y, k, m, work, 0.2 * tolerance * largest)
+        _exponentials(x, heat, y, k, u, v, r, c)
+        whole = _sweeps(y, k, m, work, 0.5 * tolerance * largest)
         new = _errors(k, m, work)
         stalls = stalls + 1 if new > 0.5 * error and new < 1e-12 * largest else 0
         if new <= tolerance * largest or stalls > 2 or step == limit - 1:
@@ -258,7 +349,7 @@ def _minimise(
         error = new
         if quick:
             continue
-        _direction(y, turned, k, m, work, matrix, column)
+        _direction(y, share, k, m, work, matrix, column)
         reach, slope, linear = 1.0, 0.0, 0.0
         for p in range(k):
             reach = max(reach, abs(du[p]))
@@ -278,7 +369,7 @@ def _minimise(
             for q in range(m):
                 tv[q] = bounded(v[q] + alpha * dv[q], low_v[q])
                 new += b[q] * tv[q]
-            new += _exponentials(x, heat, y, k, m, tu, tv, r, c)
+            new += _exponentials(x, heat, y, k, tu, tv, r, c)
             if new <= dual + 1e-4 * alpha * min(slope, 0.0) + noise:
                 copy(tu, u, k)
                 copy(tv, v, m)
@@ -293,70 +384,110 @@ def _sweeps(y: np.ndarray, k: int, m: int, work: np.ndarray, tolerance: float) -
 
     They end where the rows' error is below the tolerance, or no longer falls quickly. Returns y's total.
     """
+    height, width = y.shape
     a, b, u, v, low_u, low_v = work[0], work[1], work[2], work[3], work[4], work[5]
-    r, c, f, h, sums = work[6], work[7], work[12], work[13], work[14]
+    r, c, f, h = work[6], work[7], work[12], work[13]
     most_f, most_h = work[10], work[11]  # what sends a multiplier to its bound
-    for p in range(k):
-        f[p], most_f[p] = 1.0, np.inf if low_u[p] == -np.inf else np.exp(min(u[p] - low_u[p], 700.0))
-    for q in range(m):
-        h[q], most_h[q] = 1.0, np.inf if low_v[q] == -np.inf else np.exp(min(v[q] - low_v[q], 700.0))
+    _limits(u, low_u, height, f, most_f)
+    _limits(v, low_v, width, h, most_h)
     last = np.inf
     for sweep in range(SWEEPS):
-        fill(sums, m, 0.0)
-        error = 0.0
-        for p in range(k):
-            row = y[p]
-            reached = dot(row, h, m)
-            if reached > 1e-280 and a[p] > 0.0:
-                before = f[p]
-                f[p] = min(a[p] / reached, most_f[p])
-                error = max(error, abs(f[p] - before) * reached)
-            factor = f[p]
-            for q in range(m):
-                sums[q] += row[q] * factor
-        for q in range(m):
-            if sums[q] > 1e-280 and b[q] > 0.0:
-                h[q] = min(b[q] / sums[q], most_h[q])
-        if error <= tolerance or (sweep > 2 and error > GAIN * last):
+        error = _sweep(y, k, a, f, most_f, b, h, most_h, c)
+        gain = min(error / last, 1.0) if sweep > 0 else 1.0  # what is left of it after this sweep
+        if gain * error <= tolerance or (sweep > 2 and gain > GAIN):
             break
         last = error
-    whole = 0.0
-    fill(c, m, 0.0)
     for p in range(k):
-        row, factor = y[p], f[p]
-        u[p] = bounded(u[p] - np.log(factor), low_u[p])
-        for q in range(m):
-            row[q] *= factor * h[q]
-            c[q] += row[q]
-        r[p] = total(row, m)
-        whole += r[p]
+        u[p] = bounded(u[p] - np.log(f[p]), low_u[p])
+        for q in range(width):
+            y[p, q] *= f[p] * h[q]
     for q in range(m):
         v[q] = bounded(v[q] - np.log(h[q]), low_v[q])
-    return whole
+    return _sums(y, k, r, c)
 
 
 @kernel
-def _schur(
-    y: np.ndarray, turned: np.ndarray, k: int, m: int, count: np.ndarray, matrix: np.ndarray
-) -> None:
-    """Takes Y diag(1 / count) Y' from the lower triangle; infinite counts leave their column out."""
-    for q in range(m):
-        for p in range(k):
-            turned[q, p] = y[p, q]
+def _limits(u: np.ndarray, low: np.ndarray, k: int, f: np.ndarray, most: np.ndarray) -> None:
+    """Factors of 1, and those that send a multiplier to its bound."""
     for p in range(k):
-        row = matrix[p]
+        f[p], most[p] = 1.0, np.inf if low[p] == -np.inf else np.exp(min(u[p] - low[p], 700.0))
+
+
+@summing
+def _sweep(
+    y: np.ndarray,
+    k: int,
+    a: np.ndarray,
+    f: np.ndarray,
+    most_f: np.ndarray,
+    b: np.ndarray,
+    h: np.ndarray,
+    most_h: np.ndarray,
+    sums: np.ndarray,
+) -> float:
+    """Factors f of the rows that give their sums, then h of the columns; the rows' error before."""
+    width = y.shape[1]
+    fill(sums, width, 0.0)
+    worst = 0.0
+    for p in range(0, k, ROWS):
+        r0, r1, r2, r3 = 0.0, 0.0, 0.0, 0.0
+        for q in range(width):
+            t = h[q]
+            r0 += y[p, q] * t
+            r1 += y[p + 1, q] * t
+            r2 += y[p + 2, q] * t
+            r3 += y[p + 3, q] * t
+        f0 = _factor(a[p], r0, most_f[p], f[p])
+        f1 = _factor(a[p + 1], r1, most_f[p + 1], f[p + 1])
+        f2 = _factor(a[p + 2], r2, most_f[p + 2], f[p + 2])
+        f3 = _factor(a[p + 3], r3, most_f[p + 3], f[p + 3])
+        worst = max(worst, max(abs(f0 - f[p]) * r0, abs(f1 - f[p + 1]) * r1))
+        worst = max(worst, max(abs(f2 - f[p + 2]) * r2, abs(f3 - f[p + 3]) * r3))
+        f[p], f[p + 1], f[p + 2], f[p + 3] = f0, f1, f2, f3
+        for q in range(width):
+            sums[q] += (y[p, q] * f0 + y[p + 1, q] * f1) + (y[p + 2, q] * f2 + y[p + 3, q] * f3)
+    for q in range(width):
+        h[q] = _factor(b[q], sums[q], most_h[q], h[q])
+    return worst
+
+
+@kernel
+def _factor(mass: float, reached: float, most: float, before: float) -> float:
+    """What makes a sum its mass, and no more than sends its multiplier to the bound."""
+    return min(mass / reached, most) if reached > 1e-280 and mass > 0.0 else before
+
+
+@summing
+def _schur(
+    y: np.ndarray, k: int, m: int, count: np.ndarray, share: np.ndarray, matrix: np.ndarray
+) -> None:
+    """Takes Y diag(1 / count) Y' from the lower triangle; infinite counts leave their column out.
+
+    Four entries at a time: those right of the diagonal are workspace, and so is `share`.
+    """
+    width = y.shape[1]
+    fill(share, width, 0.0)
+    for p in range(k):
         for q in range(m):
-            weight = y[p, q] / count[q]
-            if weight != 0.0:
-                other = turned[q]
-                for l in range(p + 1):
-                    row[l] -= weight * other[l]
+            share[q] = y[p, q] / count[q]
+        for l in range(0, p + 1, ROWS):
+            s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
+            for q in range(width):
+                t = share[q]
+                s0 += y[l, q] * t
+                s1 += y[l + 1, q] * t
+                s2 += y[l + 2, q] * t
+                s3 += y[l + 3, q] * t
+            matrix[p, l] -= s0
+            matrix[p, l + 1] -= s1
+            matrix[p, l + 2] -= s2
+            matrix[p, l + 3] -= s3
 
 
 @kernel
 def _direction(
     y: np.ndarray,
-    turned: np.ndarray,
+    share: np.ndarray,
     k: int,
     m: int,
     work: np.ndarray,
@@ -379,7 +510,7 @@ def _direction(
         for q in range(m):
             count[q] = np.inf if held_v[q] else c[q] * (1 + RIDGE)
             dv[q] = max(low_v[q] - v[q], -1.0) * (c[q] > 0.0) if held_v[q] else c[q] - b[q]
-        eliminate(y, turned, k, m, count, matrix, column, du, dv)
+        eliminate(y, share, k, m, count, matrix, column, du, dv)
         for p in range(k):
             if held_u[p]:
                 du[p] = max(low_u[p] - u[p], -1.0) * (r[p] > 0.0)
@@ -390,10 +521,10 @@ def _direction(
         hold(part, v, low_v, dv, held_v, m)
 
 
-@kernel
+@summing
 def eliminate(
     y: np.ndarray,
-    turned: np.ndarray,
+    share: np.ndarray,
     k: int,
     m: int,
     count: np.ndarray,
@@ -406,25 +537,66 @@ def eliminate(
 
     An unknown with an infinite entry on the diagonal is given, and a given du comes back as 0.
     """
+    fixed = 0
+    for q in range(m):
+        fixed += count[q] == np.inf
     for p in range(k):
-        for q in range(m):
-            if matrix[p, p] == np.inf and count[q] < np.inf:
-                dv[q] -= y[p, q] * du[p]
-            elif matrix[p, p] < np.inf and count[q] == np.inf:
-                du[p] -= y[p, q] * dv[q]
-    _schur(y, turned, k, m, count, matrix)
-    for p in range(k):
-        for q in range(m):
-            du[p] -= y[p, q] * (dv[q] / count[q])
         if matrix[p, p] == np.inf:
-            du[p] = 0.0
+            for q in range(m):
+                dv[q] -= y[p, q] * du[p] if count[q] < np.inf else 0.0
+        elif fixed:
+            for q in range(m):
+                du[p] -= y[p, q] * dv[q] if count[q] == np.inf else 0.0
+    _schur(y, k, m, count, share, matrix)
+    for q in range(m):
+        dv[q] /= count[q] if count[q] < np.inf else 1.0
+    for p in range(k):
+        shift = 0.0
+        for q in range(m):
+            shift += y[p, q] * dv[q] if count[q] < np.inf else 0.0
+        du[p] = du[p] - shift if matrix[p, p] < np.inf else 0.0
     factor(matrix, k, column)
     substitute(matrix, k, du)
+    fill(share, m, 0.0)
+    for p in range(k):
+        for q in range(m):
+            share[q] += y[p, q] * du[p]
     for q in range(m):
-        if count[q] < np.inf:
-            for p in range(k):
-                dv[q] -= y[p, q] * du[p]
-            dv[q] /= count[q]
+        dv[q] -= share[q] / count[q]
+
+
+@summing
+def _weighted(
+    value: np.ndarray,
+    grad: np.ndarray,
+    k: int,
+    m: int,
+    flip: bool,
+    y: np.ndarray,
+    alpha: np.ndarray,
+    beta: np.ndarray,
+) -> None:
+    """y, filled up with zeros, and the sums of its rows and of its columns weighted by `grad`."""
+    fill(beta, m, 0.0)
+    for p in range(k):
+        reached = 0.0
+        if flip:
+            for q in range(m):
+                y[p, q] = value[q, p]
+                term = value[q, p] * grad[q, p]
+                reached += term
+                beta[q] += term
+        else:
+            for q in range(m):
+                y[p, q] = value[p, q]
+                term = value[p, q] * grad[p, q]
+                reached += term
+                beta[q] += term
+        alpha[p] = reached
+        for q in range(m, _whole(m, ROWS)):
+            y[p, q] = 0.0
+    for p in range(k, _whole(k, ROWS)):
+        fill(y[p], _whole(m, ROWS), 0.0)
 
 
 @kernel
@@ -451,8 +623,9 @@ def pull(
     masses, (n, N) and (n, M).
     """
     small, large = min(value.shape[1], value.shape[2]), max(value.shape[1], value.shape[2])
+    small, large = _whole(small, ROWS), _whole(large, ROWS)
     y, pattern = np.empty((small, large)), np.empty((small, large))
-    turned = np.empty((large, small))
+    share = np.empty(large)
     group = np.empty(small + large + 1, np.int64)
     walk = np.empty((5, small + large + 1), np.int64)
     ground = np.empty((2, small + large), np.bool_)
@@ -464,14 +637,7 @@ def pull(
         flip = rows > columns
         k, m = (columns, rows) if flip else (rows, columns)
         clear(matrix, k)
-        fill(alpha, k, 0.0)
-        fill(beta, m, 0.0)
-        for p in range(k):
-            for q in range(m):
-                r, c = (q, p) if flip else (p, q)
-                y[p, q] = value[i, r, c]
-                alpha[p] += y[p, q] * grad[i, r, c]
-                beta[q] += y[p, q] * grad[i, r, c]
+        _weighted(value[i], grad[i], k, m, flip, y, alpha, beta)
         slack(
             y,
             k,
@@ -505,15 +671,17 @@ def pull(
             count[q] = np.inf if fixed else sums[1, q] * (1 + RIDGE)
             if fixed:
                 beta[q] = 0.0
-        eliminate(y, turned, k, m, count, matrix, column, alpha, beta)
+        eliminate(y, share, k, m, count, matrix, column, alpha, beta)
         for p in range(k):
-            for q in range(m):
-                r, c = (q, p) if flip else (p, q)
-                pulled[i, r, c] = y[p, q] * (grad[i, r, c] - alpha[p] - beta[q])
+            shift = alpha[p]
             if flip:
-                column_pulled[i, p] = alpha[p]
+                for q in range(m):
+                    pulled[i, q, p] = y[p, q] * (grad[i, q, p] - shift - beta[q])
+                column_pulled[i, p] = shift
             else:
-                row_pulled[i, p] = alpha[p]
+                for q in range(m):
+                    pulled[i, p, q] = y[p, q] * (grad[i, p, q] - shift - beta[q])
+                row_pulled[i, p] = shift
         for q in range(m):
             if flip:
                 row_pulled[i, q] = beta[q]

@@ -6,19 +6,17 @@ import math
 
 import numpy as np
 
-from spigot.polytopes.kernels.compiled import kernel, summing
+from spigot.polytopes.kernels.compiled import fused, kernel
 
 __all__ = [
     "between",
     "clear",
     "copy",
-    "dot",
     "exponentials",
     "fill",
     "multiply",
     "simplex_level",
     "subtract",
-    "total",
 ]
 
 
@@ -66,24 +64,6 @@ def clear(matrix: np.ndarray, k: int) -> None:
             matrix[i, j] = 0.0
 
 
-@summing
-def dot(a: np.ndarray, b: np.ndarray, n: int) -> float:
-    """<a[:n], b[:n]>."""
-    total = 0.0
-    for i in range(n):
-        total += a[i] * b[i]
-    return total
-
-
-@summing
-def total(values: np.ndarray, n: int) -> float:
-    """The sum of values[:n]."""
-    found = 0.0
-    for i in range(n):
-        found += values[i]
-    return found
-
-
 MAGIC = 6755399441055744.0  # 1.5 * 2^52: adding it leaves a whole number in the lowest bits
 LOG2_E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
@@ -92,26 +72,24 @@ INVERSE_FACTORIALS = tuple(1.0 / float(math.factorial(k)) for k in range(14))
 C2, C3, C4, C5, C6, C7, C8, C9, C10, C11, C12, C13 = INVERSE_FACTORIALS[2:]
 
 
-@kernel
-def exponentials(target: np.ndarray, power: np.ndarray, bits: np.ndarray, n: int) -> None:
-    """target[:n] = exp(target[:n]), for numbers up to 700; 0 below -700. To 2^-51 relative.
+@fused
+def exponentials(target: np.ndarray) -> None:
+    """target = exp(target), for numbers up to 700; 0 below -700. To 2^-51 relative.
 
     exp(t) = 2^k exp(r), |r| <= log(2) / 2, and exp(r) by its power series: arithmetic alone, so that
-    the compiler makes vectors of it. `power` is workspace, and `bits` the same memory as int64.
+    the compiler makes vectors of it.
     """
-    for i in range(n):
-        t = target[i] if target[i] > LEAST else LEAST
-        power[i] = t * LOG2_E + MAGIC
-        k = power[i] - MAGIC
+    for i in range(len(target)):
+        inside = target[i] > LEAST
+        t = target[i] if inside else LEAST
+        power = t * LOG2_E + MAGIC
+        k = power - MAGIC
         r = (t - k * LN2_HIGH) - k * LN2_LOW
         p = C10 + r * (C11 + r * (C12 + r * C13))
         p = C6 + r * (C7 + r * (C8 + r * (C9 + r * p)))
         p = C2 + r * (C3 + r * (C4 + r * (C5 + r * p)))
-        target[i] = 1.0 + r * (1.0 + r * p) if target[i] > LEAST else 0.0
-    for i in range(n):
-        bits[i] = (bits[i] + 1023) << 52
-    for i in range(n):
-        target[i] *= power[i]
+        factor = np.int64((np.float64(power).view(np.int64) + 1023) << 52).view(np.float64)
+        target[i] = factor * (1.0 + r * (1.0 + r * p)) if inside else 0.0
 
 
 @kernel
