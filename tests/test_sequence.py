@@ -27,7 +27,7 @@ from spigot.polytopes.problem import Problem
 from spigot.polytopes.regularizers import EuclideanOf
 from spigot.polytopes.solvers import ActiveSet, Clarabel, Cvxpy
 from spigot.polytopes.structures.scan import ScannedForwardBackward, ScannedViterbi
-from spigot.polytopes.structures.sequence import ForwardBackward, Viterbi
+from spigot.polytopes.structures.sequence import ForwardBackward, TrellisProjection, Viterbi
 from spigot.pullback import SPIGOT
 from tests.references import Reference
 from tests.structures import sequences
@@ -367,6 +367,39 @@ def test_the_few_tags_with_flow_are_found_among_many() -> None:
     assert not bool(answers[0][~solved].any())
 
 
+@every_projection
+def test_mixtures_of_sequences_equal_the_interior_point(omega: Regularizer) -> None:
+    """At ties, masks and unary scores too; what is left to the other is left without an answer."""
+    from spigot.polytopes.kernels.path_mixtures import project_mixtures
+    from spigot.polytopes.kernels.trellis import UNSOLVED, project
+
+    scores = torch.cat([scale * normal(8, 11, 7, 7, seed=5) for scale in (0.0, 1e-4, 1.0, 5.0, 1e5)])
+    unary = scores[:, :, :1].expand_as(scores)
+    masked = scores.masked_fill(normal(*scores.shape, seed=6) > 0.2, -torch.inf)
+    masked[:, :, :, 2] = scores[:, :, :, 2]
+    masked[0, 4] = -torch.inf
+    arcs = torch.cat([scores, scores.round(), unary, masked]).numpy()
+    lengths, count = torch.tensor([11, 1, 6, 11, 2] * 32).numpy(), len(arcs)
+    answers: list[Tensor] = []
+    statuses: list[Tensor] = []
+    inner = int(isinstance(omega, EuclideanOf))
+    for solve in (project_mixtures, project):
+        values, status = torch.zeros(arcs.shape, dtype=torch.float64), torch.full((count,), UNSOLVED)
+        steps = torch.zeros(count, dtype=torch.int64)
+        solve(0, count, arcs, lengths, inner, values.numpy(), status.numpy(), steps.numpy())
+        answers.append(values)
+        statuses.append(status)
+    few, everything = statuses
+    assert few[120] == everything[120] == 3  # no path is left
+    solved = few == 0
+    assert int(solved.sum()) >= 120
+    assert bool(solved[16:32].all())
+    assert bool((~solved).any())
+    ours, theirs = (seen(omega, answer[solved]) for answer in answers)
+    torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)
+    assert not bool(answers[0][~solved].any())
+
+
 def test_projections_equal_those_of_other_solvers() -> None:
     chain = Sequence(4, 3)
     scores = torch.cat([normal(3, 4, 3, 3), 10 * normal(3, 4, 3, 3, seed=1)])
@@ -483,7 +516,7 @@ def test_a_mask_that_leaves_no_sequence_names_the_instance(omega: Regularizer | 
 def test_which_road_and_what_it_prints() -> None:
     chain = Sequence(4, 3)
     assert str(OF_TAGS) == "Euclidean(of=Sequence.tags)"
-    assert chain.which(OF_TAGS).rule == chain.which(Euclidean()).rule == "interior point on the trellis"
+    assert chain.which(OF_TAGS).rule == chain.which(Euclidean()).rule == TrellisProjection.name
     assert str(Relaxed(chain, OF_TAGS)).endswith("Euclidean(of=Sequence.tags))")
     assert Sequence(4, 3).tags == 3
     with pytest.raises(UnsupportedProblem, match="does not solve it"):

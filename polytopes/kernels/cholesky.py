@@ -6,7 +6,7 @@ import numpy as np
 
 from spigot.polytopes.kernels.compiled import kernel
 
-__all__ = ["factor", "substitute"]
+__all__ = ["ascend", "factor", "substitute"]
 
 
 @kernel
@@ -53,6 +53,12 @@ def substitute(matrix: np.ndarray, k: int, x: np.ndarray) -> None:
         for j in range(i):
             total -= matrix[i, j] * x[j]
         x[i] = total / matrix[i, i]
+    ascend(matrix, k, x)
+
+
+@kernel
+def ascend(matrix: np.ndarray, k: int, x: np.ndarray) -> None:
+    """Solves with the lower factor's transpose, over x."""
     for i in range(k - 1, -1, -1):
         value = x[i] / matrix[i, i]
         x[i] = value

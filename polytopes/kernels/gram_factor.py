@@ -10,11 +10,20 @@ from __future__ import annotations
 import numpy as np
 
 from spigot.polytopes.kernels.cholesky import substitute
-from spigot.polytopes.kernels.compiled import kernel
+from spigot.polytopes.kernels.compiled import kernel, summing
 
-__all__ = ["append", "balanced", "remove"]
+__all__ = ["append", "balanced", "dot", "remove"]
 
 DEPENDENT = 1e-11  # a pivot, relative to the point's own entry
+
+
+@summing
+def dot(a: np.ndarray, b: np.ndarray, n: int) -> float:
+    """<a[:n], b[:n]>."""
+    total = 0.0
+    for i in range(n):
+        total += a[i] * b[i]
+    return total
 
 
 @kernel
@@ -26,10 +35,7 @@ def append(factor: np.ndarray, held: int, row: np.ndarray) -> bool:
     own = row[held]
     square = 0.0
     for k in range(held):
-        total = row[k]
-        for j in range(k):
-            total -= factor[k, j] * row[j]
-        row[k] = total / factor[k, k]
+        row[k] = (row[k] - dot(factor[k], row, k)) / factor[k, k]
         square += row[k] * row[k]
     if own - square <= DEPENDENT * own:
         return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from spigot.polytopes.kernels.cholesky import ascend
 from spigot.polytopes.kernels.compiled import kernel
 from spigot.polytopes.kernels.gram_factor import balanced
 from spigot.polytopes.kernels.mixtures import Mixtures, clear, drop, join, meet, mix, refactor
@@ -143,11 +144,7 @@ def trade(i: int, state: Mixtures, row: np.ndarray) -> float:
     rounding leaves nothing to take.
     """
     held, weights, slots, factor = state.held[i], state.weights[i], state.slots[i], state.factor[i]
-    for k in range(held - 1, -1, -1):  # the others' shares of the vertex, from L's row
-        total = row[k]
-        for j in range(k + 1, held):
-            total -= factor[j, k] * row[j]
-        row[k] = total / factor[k, k]
+    ascend(factor, held, row)  # the others' shares of the vertex, from L's row
     reach, gone = np.inf, -1
     for k in range(held):
         if row[k] > 0.0 and weights[k] / row[k] < reach:

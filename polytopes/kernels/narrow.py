@@ -554,8 +554,8 @@ def project_narrow(
 ) -> None:
     """Projections into zeros (n, length, tags, tags) of float64, statuses (n,) and steps (n,).
 
-    The status is 0 for an answer exact to rounding, 3 where no path is left, 2 for an instance left
-    to `trellis.project`, its values 0.
+    Instances with another status than UNSOLVED are passed over. The status becomes 0 for an answer
+    exact to rounding, 3 where no path is left, and stays 2 for an instance left to `trellis.project`.
     """
     most, tags = scores.shape[1], scores.shape[2]
     s, size = np.empty((most, tags, tags)), most * tags * tags
@@ -568,6 +568,8 @@ def project_narrow(
     chosen, ids = np.empty((most + 1, tags), np.int64), np.empty((most + 1, tags), np.int64)
     count, sweep, buffer = np.empty(most + 1, np.int64), np.empty((3, tags)), np.empty(tags * tags)
     for b in range(first, last):
+        if status[b] != UNSOLVED:
+            continue
         length = lengths[b]
         if reduce_scores(scores[b], length, length + 1.0, s, start, best) == -np.inf:
             status[b] = 3
