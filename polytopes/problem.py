@@ -220,7 +220,7 @@ class Solution:
     groups: tuple[Group, ...] | None = None  # for the derivative, where the batch was split
     answers: tuple[Solution, ...] | None = None  # for the derivative, of the polytopes it is made of
     asked: Asked | None = None  # what the support are structures of
-    listed: tuple[np.ndarray, np.ndarray] | None = None  # for the derivative: parts, and how many
+    listed: tuple[np.ndarray, ...] | None = None  # for the derivative: parts, and how many
     owned: bool = False  # whether the value is memory of its own that the derivative does not read
 
     @classmethod

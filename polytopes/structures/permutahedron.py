@@ -195,11 +195,17 @@ def _items(problem: Problem, rows: Tensor) -> isotonic.Sorted:
     return isotonic.sort(rows, problem.lengths, problem.keep)
 
 
-def _weights(problem: Problem) -> isotonic.Sorted:
-    """One row where they are the same for all."""
+def _weights(problem: Problem, order: tuple[np.ndarray, ...] = ()) -> isotonic.Sorted:
+    """One row where they are the same for all; in this order where it is known."""
     if problem.lengths is None and not problem.params:
         return _permutahedron(problem).sorted_weights
-    return isotonic.sort(problem.param("w").detach(), problem.lengths)
+    rows = problem.param("w").detach()
+    return isotonic.Sorted(rows, *order) if order else isotonic.sort(rows, problem.lengths)
+
+
+def _listed(items: isotonic.Sorted, weights: isotonic.Sorted) -> tuple[np.ndarray, ...]:
+    """Both orders, for the derivative."""
+    return items.index, items.counts, weights.index, weights.counts
 
 
 def _check_signs(problem: Problem, weights: isotonic.Sorted) -> None:
@@ -269,8 +275,8 @@ class Pooling(Road):
     ) -> tuple[Tensor, isotonic.Sorted, Tensor]:
         """grad less its mean over each block, the weights, and by rank that mean."""
         assert solution.duals is not None and solution.listed is not None
-        weights = _weights(problem)
-        duals = isotonic.Sorted(solution.duals, *solution.listed)  # they fall as the scores do
+        weights = _weights(problem, solution.listed[2:])
+        duals = isotonic.Sorted(solution.duals, *solution.listed[:2])  # they fall as the scores do
         centred, mean = isotonic.pull(duals, weights, grad, self.energies(problem))
         return centred, weights, mean
 
@@ -293,7 +299,7 @@ class IsotonicRegression(Pooling):
         """Pool adjacent violators."""
         items, weights = _sorted(problem)
         value, duals, objective = isotonic.project(items, weights)
-        known: dict[str, Any] = {"duals": duals, "listed": (items.index, items.counts)}
+        known: dict[str, Any] = {"duals": duals, "listed": _listed(items, weights)}
         return Solution.closed_form(value, objective, value, owned=True, **known)
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
@@ -325,7 +331,7 @@ class EntropicIsotonic(Pooling):
         logs, duals = isotonic.project_logs(items, tensor(weights.values).clamp_min(0).log().numpy())
         value = logs.exp()
         weighted = torch.where(value > 0, value * (problem.scores - logs), 0.0)
-        known: dict[str, Any] = {"duals": duals, "listed": (items.index, items.counts)}
+        known: dict[str, Any] = {"duals": duals, "listed": _listed(items, weights)}
         return Solution.closed_form(value, weighted.sum(1), 1 + logs, **known)
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
