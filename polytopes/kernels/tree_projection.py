@@ -1,4 +1,4 @@
-r"""Projections onto dependency trees by cutting planes: few of the many inequalities bind.
+r"""Projections onto dependency trees, by cutting planes: few of the many inequalities bind.
 
 M is a product of simplices, one of heads for each word, cut by
 
@@ -6,8 +6,8 @@ M is a product of simplices, one of heads for each word, cut by
 
 The cuts at hand get their best multipliers; minimum cuts in the arcs in use find sets that are
 violated, which join; cuts without a multiplier leave. For one root arc only, the cut of all words is an
-equation. The start: no cut; or, where most words have one head in use, the sets that Tarjan's algorithm
-contracts, whose prices are the multipliers of the linear program.
+equation. Where most words have one head in use, the projection mixes few trees, while many cuts bind:
+then `tree_mixtures` finds it.
 
 References:
     Edmonds, "Optimum branchings" (1967), for the inequalities.
@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from spigot.polytopes.kernels.arborescence import contract, forest
+from spigot.polytopes.kernels.arborescence import forest
 from spigot.polytopes.kernels.compiled import kernel
 from spigot.polytopes.kernels.cut_prices import Columns, Trial, curvature, heads, hold, minimise, solve
 from spigot.polytopes.kernels.separation import Cuts, Network, Use, join, separate
+from spigot.polytopes.kernels.tree_mixtures import expose, mix_trees, mixture
 
 __all__ = ["project_trees", "pull_trees"]
 
@@ -29,7 +30,10 @@ ROUNDS = 300
 ACCEPTED = 1e-8  # a violation, where rounding allows no better
 ROUNDING = 2.0**-52
 FIRST, SHARE = 0.3, 0.3  # violations left before cuts are sought: at first, and of the worst found then
-PEAKED = 1.5  # heads in use a word, on average: at fewer, start from the linear program's multipliers
+PEAKED, TREES = (
+    1.8,
+    96,
+)  # heads in use a word, on average: at fewer, few trees are mixed, at most so many
 
 
 @kernel
@@ -64,24 +68,6 @@ def _leave(cuts: Cuts, count: int, m: int, equation: bool) -> int:
 
 
 @kernel
-def _contracted(m: int, nodes: int, parent: Array, paid: Array, equation: bool, cuts: Cuts) -> int:
-    """The sets that Tarjan's algorithm contracted as cuts, at their prices; how many cuts there are."""
-    count = 1 if equation else 0
-    for v in range(m, nodes):
-        for x in range(m):
-            at = x
-            while 0 <= at < v:
-                at = parent[at]
-            cuts.inside[count, x] = 1.0 if at == v else 0.0
-        join(cuts, count, m, -paid[v])
-        if equation and cuts.members[count, -1] == m:
-            cuts.price[0] = -paid[v]
-        elif cuts.price[count] > 0.0:
-            count += 1
-    return count
-
-
-@kernel
 def project_trees(
     first: int, last: int, scores: Array, lengths: Array, single_root: bool, tie: float, out: Array,
     free: Array, found: Array, binding: Array, steps: Array,
@@ -91,10 +77,10 @@ def project_trees(
     `scores` and `out` are `(N, n, n)`, [head, dependent], the root's arcs on the diagonal, -inf where
     an arc is excluded; every instance has a tree. `free` `(N, n, n)` marks the arcs whose bound has no
     multiplier: 1 in use, 2 at 0 (a tie). `found` `(N, cuts, n)` gets the sets whose cuts have one,
-    `binding` `(N,)` how many. `steps` `(N,)` are Newton's, -1 where they did not converge.
+    `binding` `(N,)` how many. `steps` `(N,)` are Newton's or best trees, -1 where they did not converge.
     """
     n, most = scores.shape[1], found.shape[1]
-    f = forest(n)
+    f, mix = forest(n), mixture(n, TREES)
     columns = Columns(
         np.empty((n, n)), np.empty((n, most), np.int32), np.zeros(n, np.int32), np.empty(n),
         np.empty(n + 1, np.int32), np.empty(n + 1), np.empty(n),
@@ -124,8 +110,16 @@ def project_trees(
         for d in range(m):
             used += use.size[d]
         if used < PEAKED * m:
-            nodes = contract(scores[i], m, single_root, f)
-            count = _contracted(m, nodes, f.parent, f.price, single_root, cuts)
+            for h in range(m):
+                for d in range(m):
+                    mix.scores[h, d] = columns.scores[d, h]
+            trees, nodes, asked = mix_trees(m, single_root, f, mix)
+            steps[i] = asked
+            if asked >= 0:
+                binding[i] = expose(
+                    m, trees, nodes, single_root, tie, f, mix, out[i], free[i], found[i]
+                )  # fmt: skip
+                continue
         steps[i] = 0
         done = False
         goal = tolerance if count > 0 else FIRST
