@@ -210,6 +210,10 @@ ENTROPY: dict[str, Value] = {"entropy": "gibbs"}
 FROM_MARGINALS: dict[str, Value] = {**FROM_START, **ENTROPY}
 TEMPERED: dict[str, Value] = {"temperature": 1.0}
 NOISY: dict[str, Value] = {"noise": "gumbel", "scale": 1.0}
+PLAIN: Any = {
+    "reduction": "none",
+    "validate": False,
+}  # targets here are structures: no need of a projection
 
 _ROWS = (
     Row("linear", "baseline", "baselines", "a linear classifier, no structure"),
@@ -372,35 +376,35 @@ _ROWS = (
         "loss",
         "losses",
         "conditional random field",
-        lambda polytope, _: FenchelYoungLoss(polytope, Gibbs(), reduction="none"),
+        lambda polytope, _: FenchelYoungLoss(polytope, Gibbs(), **PLAIN),
     ),
     Row(
         "fenchel-young-shannon",
         "loss",
         "losses",
         "the loss of Shannon's entropy over the parts; Sinkhorn's",
-        lambda polytope, _: FenchelYoungLoss(polytope, Shannon(), reduction="none"),
+        lambda polytope, _: FenchelYoungLoss(polytope, Shannon(), **PLAIN),
     ),
     Row(
         "fenchel-young-sparsemap",
         "loss",
         "losses",
         "SparseMAP loss",
-        lambda polytope, _: FenchelYoungLoss(polytope, Euclidean(), reduction="none"),
+        lambda polytope, _: FenchelYoungLoss(polytope, Euclidean(), **PLAIN),
     ),
     Row(
         "perceptron",
         "loss",
         "losses",
         "structured perceptron",
-        lambda polytope, _: FenchelYoungLoss(polytope, reduction="none"),
+        lambda polytope, _: FenchelYoungLoss(polytope, **PLAIN),
     ),
     Row(
         "hinge",
         "loss",
         "losses",
         "margin of the structured support vector machine",
-        lambda polytope, _: StructuredHingeLoss(polytope, reduction="none"),
+        lambda polytope, _: StructuredHingeLoss(polytope, **PLAIN),
     ),
     Row(
         "perturbed-fenchel-young",
@@ -408,7 +412,7 @@ _ROWS = (
         "losses",
         "the perturbed maximum's own loss",
         lambda polytope, settings: PerturbedLoss(
-            polytope, _noise(settings), samples=settings.whole("samples"), reduction="none"
+            polytope, _noise(settings), samples=settings.whole("samples"), **PLAIN
         ),
         {"samples": 8, **NOISY},
     ),
@@ -417,7 +421,7 @@ _ROWS = (
         "loss",
         "losses",
         "SPO+: a bound on the regret",
-        lambda polytope, _: SPOPlusLoss(polytope, reduction="none"),
+        lambda polytope, _: SPOPlusLoss(polytope, **PLAIN),
     ),
 )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from examples.experiments.experiment import Task
-from examples.experiments.tasks import categorical
+from examples.experiments.tasks import categorical, knapsack, shortest_paths
 
 __all__ = ["TASKS", "task"]
 
-TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in (categorical,)}
+TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in (categorical, shortest_paths, knapsack)}
 
 
 def task(name: str) -> Task:
