@@ -7,7 +7,9 @@ from examples.experiments.tasks import categorical, knapsack, shortest_paths
 
 __all__ = ["TASKS", "task"]
 
-TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in (categorical, shortest_paths, knapsack)}
+TASKS: dict[str, Task] = {
+    module.TASK.name: module.TASK for module in (categorical, shortest_paths, knapsack)
+}
 
 
 def task(name: str) -> Task:
