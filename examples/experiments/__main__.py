@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -189,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     if options.data is not None:
         os.environ["SPIGOT_DATA"] = str(options.data)
-    return options.do(options, Console())
+    return options.do(options, Console(width=None if sys.stdout.isatty() else 100))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +24,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 STROKES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 REFERENCES = "baselines"
+GREY = "0.55"
 
 
 def family(estimator: str) -> str:
@@ -146,7 +148,7 @@ def _line(axes: Any, task: Task, metric: Metric, lines: Sequence[Line], name: st
         bars,
         color=COLOURS[which],
         marker=MARKS[which],
-        linestyle=STROKES[which],
+        linestyle=_stroke(place),
         markersize=5,
         linewidth=1.3,
         capsize=2,
@@ -160,25 +162,35 @@ def _curves(task: Task, sections: Sequence[Section]) -> Figure:
     names = dict.fromkeys(known.family for known in ESTIMATORS.values())
     present = {family(line.estimator) for section in sections for line in section.lines}
     families = [name for name in names if name in present and name != REFERENCES] or [REFERENCES]
-    figure, grid = _grid(
-        len(sections), len(families), 1.0 + 2.7 * len(families), 0.9 + 2.4 * len(sections), sharey="row"
-    )
+    named = Counter(name for line in sections[-1].lines for name in _panels(line, families))
+    height = 0.6 + 2.3 * len(sections) + 0.2 * max(named.values())
+    figure, grid = _grid(len(sections), len(families), 1.0 + 2.7 * len(families), height, sharey="row")
     for across, section in zip(grid, sections, strict=True):
+        known = [line for line in section.lines if family(line.estimator) == REFERENCES]
         for axes, name in zip(across, families, strict=True):
             shown = [line for line in section.lines if family(line.estimator) == name != REFERENCES]
             for place, line in enumerate(shown):
-                which = place % len(COLOURS)
-                _curve(axes, task, metric, line, COLOURS[which], STROKES[which], 1.6)
-            for line in section.lines:
-                if family(line.estimator) == REFERENCES:
-                    _curve(axes, task, metric, line, "0.6", "-", 1.0)
+                _curve(axes, task, metric, line, COLOURS[place % len(COLOURS)], _stroke(place), 1.6)
+            for place, line in enumerate(known):
+                _curve(axes, task, metric, line, GREY, _stroke(place), 1.2)
             axes.grid(color="0.92")
             axes.set_title(name, fontsize="medium")
-            axes.legend(fontsize="x-small", frameon=False)
-        across[0].set_ylabel(f"{section.structure}: {metric.name.replace('_', ' ')}, validation")
+        across[0].set_ylabel(f"{section.structure}\n{metric.name.replace('_', ' ')}, validation")
     for axes in grid[-1]:
         axes.set_xlabel("steps")
+        axes.legend(fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return figure
+
+
+def _panels(line: Line, families: Sequence[str]) -> Sequence[str]:
+    """Where the line is drawn."""
+    own = family(line.estimator)
+    return families if own == REFERENCES else [own]
+
+
+def _stroke(place: int) -> Any:
+    """Once the colours are used up, the same colour has another line."""
+    return STROKES[(place + place // len(COLOURS)) % len(STROKES)]
 
 
 def _curve(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -139,8 +140,8 @@ def rows(section: Section, brief: bool = False) -> tuple[list[str], list[list[st
     published = any((section.structure, line.label) in task.published for line in section.lines)
     head = ["estimator", *(metric.title for metric in task.metrics)]
     head += ["published"] if published else []
-    head += [f"p against {task.baseline}"] if baseline else []
-    head += ["solved a step", "ms a step", "seeds"]
+    head += ["p"] if baseline else []
+    head += ["solved", "ms", "seeds"]
     cells: list[list[str]] = []
     for line in section.lines:
         steps = sum(result.steps for result in line.results) or 1
@@ -176,12 +177,13 @@ def notes(section: Section) -> list[str]:
     )
     found = [
         f"`python -m examples.experiments sweep {' '.join(names)}`, {when}; {with_}.",
-        f"{task.centre.capitalize()} over seeds ± standard error of the mean, on the test part.",
+        f"{task.centre.capitalize()} over seeds ± standard error of the mean, on the test part; solved: "
+        "instances that the polytopes solved a step; ms: milliseconds a step.",
     ]
     if section.line(task.baseline) is not None:
         found.append(
-            f"p: paired t-test of {task.metrics[0].title} over seeds, not adjusted for the number of "
-            "rows; + is above the baseline."
+            f"p: paired t-test of {task.metrics[0].name.replace('_', ' ')} over seeds against "
+            f"{task.baseline}, not adjusted for the number of rows; + is above it."
         )
     told = {(r.run.label, r.status, r.message) for r in results if r.status != FINISHED}
     found += [f"{label} {status}: {message}." for label, status, message in sorted(told)]
@@ -202,7 +204,7 @@ def title(section: Section) -> str:
 def shown(section: Section) -> Table:
     """For a terminal."""
     head, cells = rows(section, brief=True)
-    table = Table(title=title(section), title_justify="left", pad_edge=False)
+    table = Table(title=title(section), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(head):
         table.add_column(name, justify="right" if place else "left", no_wrap=place == 0)
     family = ""
