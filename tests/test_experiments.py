@@ -385,17 +385,70 @@ def test_the_categorical_points_are_balanced_and_the_decoder_is_bilinear() -> No
         assert abs(float(signs.sum())) <= 1  # half on either side of the median
     chosen = task("categorical")
     experiment: Any = chosen.experiment(chosen.run(Cell("gold"), "3-clusters", 0, "smoke"))
-    scores, logits = experiment.network(points.inputs)
     network = experiment.network
+    scores, logits = network(points.inputs)
     torch.testing.assert_close(scores, network.encoder(points.inputs))
     one = torch.eye(3)[points.clusters]
     two = network.decoder(one, points.inputs)
-    torch.testing.assert_close(logits.gather(1, points.clusters[:, None])[:, 0], two[:, 1] - two[:, 0])
+    torch.testing.assert_close(network.decide(one, logits), two[:, 1] - two[:, 0])
     labels = (points.signs > 0).long()
     torch.testing.assert_close(
         categorical.costs(two[:, 1] - two[:, 0], points.signs),
         torch.nn.functional.cross_entropy(two, labels, reduction="none"),
     )
+
+
+def sparsemax(scores: Tensor) -> Tensor:
+    """By sorting: Martins and Astudillo (2016), algorithm 1."""
+    ordered = scores.sort(dim=-1, descending=True).values
+    ranks = torch.arange(1, scores.shape[-1] + 1)
+    excess = ordered.cumsum(-1) - 1
+    size = (ordered * ranks > excess).sum(-1, keepdim=True)
+    return (scores - excess.gather(-1, size - 1) / size).clamp(min=0)
+
+
+WRITTEN = ["ste-identity", "ste-softmax-diagonal", "spigot", "spigot-ce", "spigot-eg"]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_categorical_task_is_the_training_written_out(name: str) -> None:
+    chosen = task("categorical")
+    run = chosen.run(Cell(name), "3-clusters", 0, "smoke")
+    experiment: Any = chosen.experiment(run)
+    points = experiment.points["train"]
+    torch.manual_seed(run.seed)
+    encoder, decoder = nn.Linear(20, 3), nn.Bilinear(3, 20, 2)
+    rate = chosen.settings(run).number("learning_rate")
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], rate)
+    labels, count = (points.signs > 0).long(), len(points.signs)
+
+    def loss(mu: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(decoder(mu, points.inputs), labels)
+
+    def slope(mu: Tensor) -> Tensor:  # of each point's own loss
+        mu = mu.detach().requires_grad_()
+        return count * torch.autograd.grad(loss(mu), mu)[0]
+
+    for step in range(20):
+        scores = encoder(points.inputs)
+        z, p = torch.eye(3)[scores.argmax(1)], scores.detach().softmax(1)
+        g, at_p = slope(z), slope(p)
+        surrogate = {
+            "ste-identity": g,
+            "ste-softmax-diagonal": p * (1 - p) * g,
+            "spigot": z - sparsemax(z - g),
+            "spigot-ce": p - sparsemax(p - at_p),
+            "spigot-eg": p - (p.log() - at_p).softmax(1),
+        }[name]
+        optimizer.zero_grad()
+        loss(z).backward()
+        scores.backward(surrogate / count)
+        optimizer.step()
+        experiment.optimizers[0].zero_grad()
+        experiment.loss(step).backward()
+        experiment.optimizers[0].step()
+    torch.testing.assert_close(experiment.network.encoder.weight, encoder.weight, rtol=0, atol=1e-4)
+    torch.testing.assert_close(experiment.network.decoder.weight, decoder.weight, rtol=0, atol=1e-4)
 
 
 # Sweeps

@@ -87,13 +87,15 @@ class Model(nn.Module):
         self.decoder = nn.Bilinear(clusters, features, 2)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:  # (n, K) each
-        """The clusters' scores, and the logit that each cluster would give."""
+        """The clusters' scores, and each cluster's logit but for the bias, by one product."""
         first, second = self.decoder.weight
-        bias: Tensor = self.decoder.bias
-        weights = torch.cat([self.encoder.weight, second - first])
-        found = linear(inputs, weights)
-        scores, logits = found.chunk(2, 1)
-        return scores + self.encoder.bias, logits + (bias[1] - bias[0])
+        scores, logits = linear(inputs, torch.cat([self.encoder.weight, second - first])).chunk(2, 1)
+        return scores + self.encoder.bias, logits
+
+    def decide(self, mu: Tensor, logits: Tensor) -> Tensor:  # (n, K), (n, K) -> (n,)
+        """The decoder's logit at a choice."""
+        first, second = self.decoder.bias
+        return (mu * logits).sum(-1) + (second - first)
 
 
 def costs(logits: Tensor, signs: Tensor) -> Tensor:
@@ -121,7 +123,7 @@ class Clusters(Experiment):
         scores, logits = self.network(points.inputs)
 
         def each(mu: Tensor) -> Tensor:
-            return costs((mu * logits).sum(-1), points.signs)
+            return costs(self.network.decide(mu, logits), points.signs)
 
         return (each(self.chosen) if self.gold else self.choose(scores, each)).mean()
 
@@ -129,7 +131,7 @@ class Clusters(Experiment):
         points = self.points[part]
         scores, logits = self.network(points.inputs)
         found = points.clusters if self.gold else scores.argmax(1)
-        given = logits.gather(1, found[:, None])[:, 0]
+        given = self.network.decide(one_hot(found, scores.shape[1]), logits)
         return {"accuracy": right(given, points), "v_measure": agreement(points.clusters, found)}
 
 
