@@ -359,6 +359,24 @@ def test_a_report_of_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "no results" in capsys.readouterr().out
 
 
+def test_the_command_line_runs_lists_and_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--size", "smoke", "--out", str(tmp_path)]
+    words = ["categorical", "--structure", "3-clusters", "--seeds", "1,", *out]
+    assert main(["run", *words, "--estimator", "spigot", "--option", "step-size=0.1,1"]) == 0
+    assert main(["run", *words, "--study", "main", "--estimator", "spigot,linear"]) == 0
+    runs = [result.run for result in Store(tmp_path).results()]
+    assert [run.label for run in runs] == ["spigot, step size 0.1", "spigot", "linear"]
+    assert {run.seed for run in runs} == {1}
+    assert main(["report", "categorical", *out]) == 0
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    assert "--study main --structure 3-clusters --seeds 1, --size smoke" in " ".join(printed.split())
+    assert all(name in printed for name in (*TASKS, *ESTIMATORS))
+    assert (tmp_path / "report" / "categorical.md").read_text().count("| spigot |") == 4
+
+
 # Tasks
 
 

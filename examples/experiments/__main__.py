@@ -67,20 +67,21 @@ def asked(options: argparse.Namespace) -> list[Run]:
     chosen = task(options.task)
     ready(chosen, options.size)
     structures = options.structure or list(chosen.structures)
-    if options.estimator:
+    if options.estimator and not options.study:
         grid: Grid = dict(options.option)
-        rows: list[Cell] = [cell for name in options.estimator for cell in cells(name, **grid)]
+        wanted: list[Cell] = [cell for name in options.estimator for cell in cells(name, **grid)]
         return [
             chosen.run(cell, structure, seed, options.size)
             for seed in options.seeds
             for structure in structures
-            for cell in rows
+            for cell in wanted
         ]
     if options.option:
-        raise SystemExit("--option says how an estimator differs: name it by --estimator.")
+        raise SystemExit("--option goes with --estimator alone: a study has its options.")
     studies = [chosen.study(name) for name in options.study] if options.study else chosen.studies
     runs = [run for study in studies for run in chosen.runs(study, options.seeds, options.size)]
-    return [run for run in runs if run.structure in structures]
+    rows = options.estimator or chosen.estimators
+    return [run for run in runs if run.structure in structures and run.estimator in rows]
 
 
 def place(options: argparse.Namespace) -> Place:
@@ -98,7 +99,7 @@ def do_run(options: argparse.Namespace, console: Console) -> int:
                 progress.update(bar, completed=step, total=steps)  # pyright: ignore[reportArgumentType]
 
             result = train(run, task(run.task), place(options), tick)
-        console.print(described(result), highlight=False, markup=False)
+        console.print(described(result), highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -165,7 +166,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUES",
         help="such as step_size=0.1,1; every combination is run",
     )
-    rows.add_argument("--study", type=names, default=[], help="of the task's; all unless told")
+    rows.add_argument(
+        "--study",
+        type=names,
+        default=[],
+        help="of the task's; all unless told",
+    )
 
     one = commands.add_parser("run", parents=[rows, common], help="train here, one run after another")
     one.add_argument("--threads", type=int, default=1, help="torch's; %(default)s")

@@ -167,7 +167,7 @@ def sweep(
         for outcome in BACKENDS[backend](left, place, min(workers, max(len(left), 1))):
             if outcome is not None:
                 outcomes.append(outcome)
-                console.print(described(outcome), highlight=False, markup=False)
+                console.print(described(outcome), highlight=False, markup=False, soft_wrap=True)
             ended = {told.run.key for told in outcomes if isinstance(told, Result)}
             shares = [share(place, run) for run in left if run.key not in ended]
             progress.update(bar, completed=len(outcomes), description=running(shares))
