@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from examples.experiments.experiment import Task
-from examples.experiments.tasks import categorical, knapsack, listops, sentiment, shortest_paths
+from examples.experiments.tasks import (
+    categorical,
+    keypoints,
+    knapsack,
+    listops,
+    ranking,
+    sentiment,
+    shortest_paths,
+    tagging,
+)
 
 __all__ = ["TASKS", "task"]
 
 TASKS: dict[str, Task] = {
-    module.TASK.name: module.TASK for module in (categorical, sentiment, listops, shortest_paths, knapsack)
+    module.TASK.name: module.TASK
+    for module in (
+        categorical,
+        sentiment,
+        listops,
+        shortest_paths,
+        knapsack,
+        keypoints,
+        ranking,
+        tagging,
+    )
 }
 
 
