@@ -327,9 +327,9 @@ class Polytope:
             tensor([0., 1., 0., 1.])
         """
         road = dispatch.choose(self, regularizer, solver)
-        problem = pose(self, scores, regularizer, lengths, keep, params, start)
+        given = scores.detach() if regularizer is None else scores
+        problem = pose(self, given, regularizer, lengths, keep, params, start)
         value = implicit.maximize(problem, Checked(road))
-        value = value.detach() if regularizer is None else value
         return value.reshape(scores.shape).to(scores.dtype)
 
     def project(

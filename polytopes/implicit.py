@@ -24,7 +24,10 @@ __all__ = ["conjugate", "damped", "maximize", "pull"]
 
 def maximize(problem: Problem, road: Road) -> Tensor:  # (n, *event)
     """The maximiser, differentiable in the problem's scores and floating parameters."""
-    value: Tensor = cast(Any, _Maximize).apply(problem.scores, problem, road, *_moving(problem))
+    moving = _moving(problem)
+    if not torch.is_grad_enabled() or not any(item.requires_grad for item in (problem.scores, *moving)):
+        return road.solve(problem).value.to(problem.scores) if problem.size else problem.scores.clone()
+    value: Tensor = cast(Any, _Maximize).apply(problem.scores, problem, road, *moving)
     return value
 
 

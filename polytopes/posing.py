@@ -195,6 +195,8 @@ def _range(lowest: Tensor, highest: Tensor) -> str:
 def _checked_params(
     polytope: Polytope, batch_shape: torch.Size, params: Mapping[str, Tensor], scores: Tensor
 ) -> dict[str, Tensor]:  # (n, *shape) each
+    if not params and not polytope.unbound:
+        return {}
     shapes = polytope.parameters
     known = ", ".join(shapes) or "none"
     unknown = [name for name in params if name not in shapes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -40,13 +40,14 @@ def tally() -> Generator[Counter[str]]:
         _CURRENT.reset(token)
 
 
-@contextmanager
-def spend(what: Regularizer | str | None, instances: int) -> Generator[None]:
+def spend(what: Regularizer | str | None, instances: int) -> AbstractContextManager[None]:
     """Counts that many, and nothing of what is solved inside."""
     counter = _CURRENT.get()
-    if counter is None:
-        yield
-        return
+    return _NOT_COUNTING if counter is None else _spent(counter, what, instances)
+
+
+@contextmanager
+def _spent(counter: Counter[str], what: Regularizer | str | None, instances: int) -> Generator[None]:
     name = what if isinstance(what, str) else "MAP" if what is None else type(what).__name__
     counter[name] += instances
     token = _CURRENT.set(None)
@@ -54,3 +55,6 @@ def spend(what: Regularizer | str | None, instances: int) -> Generator[None]:
         yield
     finally:
         _CURRENT.reset(token)
+
+
+_NOT_COUNTING = nullcontext()

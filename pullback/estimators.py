@@ -196,9 +196,9 @@ class PullBack(Estimator):
             >>> import torch
             >>> from spigot.polytopes import Simplex
             >>> from spigot.pullback import SPIGOT
-            >>> wanted = torch.tensor([0.0, 1.0, 0.0])
+            >>> scores, wanted = torch.tensor([1.0, 0.5, 0.0]), torch.tensor([0.0, 1.0, 0.0])
             >>> SPIGOT(step_size=0.5, steps=2).path(
-            ...     Simplex(3), torch.tensor([1.0, 0.5, 0.0]), lambda mu: (mu - wanted).square().sum(-1) / 2
+            ...     Simplex(3), scores, lambda mu: (mu - wanted).square().sum(-1) / 2
             ... )
             tensor([[1.0000, 0.0000, 0.0000],
                     [0.5000, 0.5000, 0.0000],

@@ -117,14 +117,13 @@ class FrankWolfeSteps(Steps):
     def step(self, problem: Problem, point: Point, shift: Tensor, solver: Solver | None) -> Point:
         """The iterates for the instances that move."""
 
-        def approach(part: Problem, rows: Tensor) -> Tensor:
-            y, wanted = point.mu[rows], point.mu[rows] - shift[rows]
+        def approach(part: Problem, start: Point, shift: Tensor) -> Point:
+            y, wanted = start.mu, start.mu - shift
             for _ in range(self.inner):
                 y = _towards(part, y, wanted - y, solver)
-            return y
+            return Point(y, y)
 
-        moved = _moved(problem, point.mu, shift, approach)
-        return Point(moved, moved)
+        return _moved(problem, point, shift, approach)
 
 
 def _towards(part: Problem, y: Tensor, slope: Tensor, solver: Solver | None) -> Tensor:
@@ -155,12 +154,12 @@ class _InScores(Steps):
         return Point(solution.value.to(problem.scores), problem.scores)
 
     def step(self, problem: Problem, point: Point, shift: Tensor, solver: Solver | None) -> Point:
-        theta = point.dual - shift
+        def answer(part: Problem, start: Point, shift: Tensor) -> Point:
+            theta = start.dual - shift
+            solution = road(part.polytope, self.geometry, solver).solve(_posed(part, theta))
+            return Point(solution.value, theta)
 
-        def answer(part: Problem, rows: Tensor) -> Tensor:
-            return road(part.polytope, self.geometry, solver).solve(_posed(part, theta[rows])).value
-
-        return Point(_moved(problem.asking(self.geometry), point.mu, shift, answer), theta)
+        return _moved(problem.asking(self.geometry), point, shift, answer)
 
 
 @dataclass(frozen=True)
@@ -190,15 +189,11 @@ class _Mirror(Steps):
         return Point(mu, dual.to(mu))
 
     def step(self, problem: Problem, point: Point, shift: Tensor, solver: Solver | None) -> Point:
-        dual = point.dual.clone()
+        def answer(part: Problem, start: Point, shift: Tensor) -> Point:
+            posed = _posed(part, start.dual - shift)
+            return self.point(posed, road(part.polytope, self.geometry, solver).solve(posed))
 
-        def answer(part: Problem, rows: Tensor) -> Tensor:
-            posed = _posed(part, point.dual[rows] - shift[rows])
-            moved = self.point(posed, road(part.polytope, self.geometry, solver).solve(posed))
-            dual.index_copy_(0, rows, moved.dual.to(dual))
-            return moved.mu
-
-        return Point(_moved(problem.asking(self.geometry), point.mu, shift, answer), dual)
+        return _moved(problem.asking(self.geometry), point, shift, answer)
 
 
 def _start_at(geometry: Regularizer) -> str:
@@ -206,13 +201,18 @@ def _start_at(geometry: Regularizer) -> str:
 
 
 def _moved(
-    problem: Problem, mu: Tensor, shift: Tensor, answer: Callable[[Problem, Tensor], Tensor]
-) -> Tensor:
+    problem: Problem, point: Point, shift: Tensor, answer: Callable[[Problem, Point, Tensor], Point]
+) -> Point:
     """`answer` for the instances whose shift is not 0, the others where they were."""
     rows = (shift != 0).flatten(1).any(1).nonzero().flatten()
+    if len(rows) == problem.size:
+        there = answer(problem, point, shift)
+        return Point(there.mu.to(point.mu), there.dual.to(point.dual))
     if not len(rows):
-        return mu
-    return mu.index_copy(0, rows, answer(problem.take(rows), rows).to(mu))
+        return point
+    there = answer(problem.take(rows), Point(point.mu[rows], point.dual[rows]), shift[rows])
+    mu = point.mu.index_copy(0, rows, there.mu.to(point.mu))
+    return Point(mu, point.dual.index_copy(0, rows, there.dual.to(point.dual)))
 
 
 def _posed(part: Problem, dual: Tensor) -> Problem:

@@ -414,7 +414,7 @@ class TrellisProjection(Road):
         Optimization 1992).
     """
 
-    name = "active set of sequences, or an interior point on the trellis"
+    name = "active set of sequences, or interior point on the trellis"
     cost = "O(length tags^2) a look at all arcs, 3 to 6 looks; k sequences: O(k^2) a step, 2k steps"
     devices = ("cpu",)
     native = SIZED

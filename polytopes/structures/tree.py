@@ -260,7 +260,7 @@ class BestTree(Road):
 class CuttingPlanes(Road):
     """Few of the cuts bind: semismooth Newton on their multipliers, minimum cuts to find them."""
 
-    name = "cutting planes"
+    name = "cutting planes, or active set of trees"
     cost = "O(n^2) a step; about 10 steps at N(0, 1) scores, 100 at worst for n = 80"
     devices = ("cpu",)
     native = SIZED

@@ -60,9 +60,8 @@ def best(problem: Problem, arcs: Arcs) -> Solution:
     """
     out, value = np.zeros_like(arcs.scores), np.empty(len(arcs.scores))
     over_instances(best_trees, len(out), *arcs, out, value)
-    none = np.flatnonzero(value == -np.inf)
-    if len(none):
-        raise problem.no_structure(none.tolist())
+    if problem.keep is not None and (value == -np.inf).any():
+        raise problem.no_structure(np.flatnonzero(value == -np.inf).tolist())
     return Solution.closed_form(tensor(out), tensor(value))
 
 
