@@ -318,6 +318,10 @@ def test_the_report_computes_from_the_results_alone(tmp_path: Path) -> None:
         s for s in reports.sections(small(centre="median"), store.results()) if s.study.name == "main"
     ]
     assert reports.rows(middle)[1][1][1].startswith("0.200 ±")
+    told = small(published={("none", "gold"): "0.4 (theirs)"})
+    (beside,) = [s for s in reports.sections(told, store.results()) if s.study.name == "main"]
+    head, rows = reports.rows(beside)
+    assert [row[head.index("published")] for row in rows] == ["", "0.4 (theirs)"]
 
 
 def test_a_page_is_written_anew_between_its_marks_alone(tmp_path: Path) -> None:
