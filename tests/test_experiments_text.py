@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ SOME = [("projective", TASKS[1], name) for name in ("spigot", "marginals", "rein
 TREELESS = ("gold", "no-tree", "random-tree")
 
 
-def smoke(task: Task, estimator: str, structure: str = "arborescence"):
+def smoke(task: Task, estimator: str, structure: str = "arborescence") -> Any:
     return task.experiment(task.run(Cell(estimator), structure, 0, "smoke"))
 
 
@@ -189,12 +190,14 @@ def test_the_treebank_is_read_whole_but_for_long_sentences_to_learn_from() -> No
 
 def value_of(tokens: tuple[str, ...]) -> int:
     """By a stack, and by sorting."""
-    stack: list[list[int] | str] = [[]]
+    opened: list[str] = []
+    stack: list[list[int]] = [[]]
     for token in tokens:
         if token.startswith("["):
-            stack += [token, []]
+            opened.append(token)
+            stack.append([])
         elif token == "]":
-            values, operator = sorted(stack.pop()), stack.pop()
+            values, operator = sorted(stack.pop()), opened.pop()
             low, high = values[(len(values) - 1) // 2], values[len(values) // 2]
             found = {
                 "[MIN": values[0],
