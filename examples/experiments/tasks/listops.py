@@ -22,8 +22,9 @@ To have the study done in two hours on two cores, expressions have up to 30 toke
 10,000, so numbers published for the whole file do not compare; "31 to 50 tokens" are 1,084 longer ones,
 at the best tree. 64 units, 4,000 steps of batches of 64. Beside the estimators stand: gold, the true
 tree; no tree, the mean of the BiLSTM's states; flat attention, each token's heads by a softmax of its
-own; and random trees, new ones each time. By projective trees
-the rows that project mixtures of many trees are left out: half an hour a run.
+own; and random trees, new ones each time. By projective trees the rows that project mixtures of many
+trees are left out. Step sizes are the table's, 1, for all: on validation after 600 steps SPIGOT with 10
+(and with 0.1 at a tenth of the arcs' rate) was within 3 % of that.
 
 "Accuracy" is that of the row as it is trained, but for noise in the scores of an argmax (relaxations are
 tested relaxed, the perturbed maximum with its noise, score functions at the best tree); "best tree" is
@@ -264,13 +265,7 @@ class ListOps(Experiment):
         self.treeless = run.estimator == "no-tree"
         self.trees = LatentTree(run.estimator, run.structure, settings, size.longer)
         self.model = nn.ModuleList([self.network, self.trees])
-        rate, slower = settings.number("learning_rate"), settings.number("arcs_rate")
-        arcs = [*self.network.encoder.parameters(), *self.network.scorer.parameters()]
-        known = {id(weight) for weight in arcs}
-        rest = [weight for weight in self.network.parameters() if id(weight) not in known]
-        self.optimizers = [
-            torch.optim.Adam([{"params": rest}, {"params": arcs, "lr": slower * rate}], rate)
-        ]
+        self.optimizers = [torch.optim.Adam(self.network.parameters(), settings.number("learning_rate"))]
         self.steps, self.check_every = size.steps, size.check_every
         self.schedulers = [torch.optim.lr_scheduler.LinearLR(self.optimizers[0], 1.0, 0.05, self.steps)]
         self.groups = {name: by_length(part.lengths, size.batch) for name, part in self.parts.items()}
@@ -369,7 +364,7 @@ TASK = Task(
     ),
     baseline="no-tree",
     make=ListOps,
-    options={"learning_rate": 3e-3, "arcs_rate": 1.0},
+    options={"learning_rate": 3e-3},
     select="accuracy",
     needs=Needs("listops", LISTOPS),
 )

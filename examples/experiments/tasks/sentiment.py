@@ -16,8 +16,8 @@ pieces' in the input table of all-MiniLM-L6-v2, reduced to 100 dimensions by the
 the training set's words. The model tested is that of the best validation accuracy.
 
 To have the study done in two hours on two cores, sentences of more than 30 words are left out of
-training (11 %), and none out of validation and test; 128 units, 8 epochs of batches of 32. By projective trees
-the rows that project mixtures of many trees are left out: half an hour a run.
+training (11 %), and none out of validation and test; 128 units, 8 epochs of batches of 32. By
+projective trees the rows that project mixtures of many trees are left out: half an hour a run.
 
 "Accuracy" is that of the row as it is trained, but for noise in the scores of an argmax (relaxations are
 tested relaxed, the perturbed maximum with its noise, score functions at the best tree); "best tree" is
