@@ -18,7 +18,7 @@ from examples.experiments.experiment import Cell, Task
 from examples.experiments.store import FINISHED
 from examples.experiments.tasks import keypoints, ranking, tagging
 from examples.experiments.training import Place, train
-from spigot.polytopes import Matching, Permutahedron
+from spigot.polytopes import Euclidean, Matching, Permutahedron, Sequence
 
 SEQUENCE_ROWS = ("pointwise", "fenchel-young-gibbs", "hinge", "ste-identity", "spigot-eg", "marginals")
 TAGGING_ROWS = ("fenchel-young-gibbs", "hinge", "perceptron", "ste-softmax", "perturbed", "imle")
@@ -207,3 +207,23 @@ def test_wrong_tags_are_counted_in_both_structures(structure: str, sentences: ta
     assert tags.equal(tagging.truth(tagging.Sentences(told, told, told, told), 3))
     wrong = (tags - tagging.truth(sentences, 3)).square().sum((1, 2)) / 2
     assert wrong.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "where", [{0: (5, 12), 1: (2, 12), 2: (2, 12), 4: (12, 4), 5: (12, 10)}, {12: (1, 12)}]
+)
+def test_spigots_step_from_a_tagging_of_mostly_one_tag_is_projected(
+    where: dict[int, tuple[int, int]],
+) -> None:
+    """Thousands of arcs are at their bound, without a slope: once this ended without an answer."""
+    told, right = torch.full((2, 1, 14), 12)
+    for place, tags in where.items():
+        told[0, place], right[0, place] = tags
+    chain = Sequence(14, 13)
+    z, y = (chain.encode(ids).double() for ids in (told, right))
+    slope = (Sequence.tags.apply(z) - Sequence.tags.apply(y))[:, :, None].expand_as(z)
+    for step_size in (1.0, 0.31):
+        scores = z - step_size * slope
+        found = chain.solve(scores, Euclidean()).value
+        assert chain.contains(found).all()
+        assert chain.gap(found, scores, Euclidean()).abs().max() < 1e-10

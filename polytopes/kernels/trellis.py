@@ -394,8 +394,10 @@ def _finish(
         above = _relax(s, length, inner, x, y, weights, noise)
         if change <= noise and below <= noise and above <= noise:
             _missing(s, length, inner, 1.0, x, y, weights, dx)
-            return np.abs(dx[:depth]).max() <= 10 * noise
-        _choose(s, length, inner, x, y, 0.0, weights)
+            if np.abs(dx[:depth]).max() <= 10 * noise:
+                return True
+        # arcs at their bound stay free: without any, a tag that flow comes into could not pass it on
+        _choose(s, length, inner, x, y, noise, weights)
     return False
 
 
