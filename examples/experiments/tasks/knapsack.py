@@ -23,6 +23,9 @@ Structures, the same polytope twice:
 - integer-hull: `IntegerHull` of one constraint, by branch and bound, 2 ms a choice where the
   programme takes 20 microseconds: for rows that need few choices and no projection. Both are
   evaluated by the programme.
+
+Size "full": 400 steps of 32 days, of 5 to 200 ms; all studies at three seeds take less than an hour on
+two cores.
 """
 
 from __future__ import annotations
