@@ -14,10 +14,20 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from examples.experiments.estimators import choice, row
 from examples.experiments.experiment import Study, cells, minibatch
-from examples.experiments.run import Settings
+from examples.experiments.run import Settings, Value
 from spigot.polytopes import Arborescence, Polytope, ProjectiveTree
 
-__all__ = ["TREES", "ArcScorer", "Encoder", "LatentTree", "by_length", "group", "real", "studies"]
+__all__ = [
+    "ADAPTIVE",
+    "TREES",
+    "ArcScorer",
+    "Encoder",
+    "LatentTree",
+    "by_length",
+    "group",
+    "real",
+    "studies",
+]
 
 Loss = Callable[[Tensor], Tensor]
 TREES: dict[str, Callable[[int], Polytope]] = {
@@ -26,6 +36,11 @@ TREES: dict[str, Callable[[int], Polytope]] = {
 }
 WIDTH_STEP = 8
 DENSE = ("spigot-ce", "spigot-sparsemap", "sparsemap")  # project mixtures of many trees
+
+ADAPTIVE: dict[str, dict[str, Value]] = {
+    name: {"step_size": "adaptive"} for name in ("blackbox", "imle")
+}
+"""These step in the scores: by a step of 1, on gradients of 0.01, the tree stays as it is."""
 
 
 def studies(title: str, *estimators: str) -> tuple[Study, ...]:

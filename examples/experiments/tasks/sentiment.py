@@ -36,6 +36,7 @@ from torch.nn.functional import cross_entropy, dropout
 
 from examples.data import SST, Judged, sentiments, word_pieces
 from examples.experiments.dependencies import (
+    ADAPTIVE,
     TREES,
     ArcScorer,
     Encoder,
@@ -248,6 +249,7 @@ TASK = Task(
     baseline="no-tree",
     make=Sentiment,
     options={"learning_rate": 1e-3},
+    usual=ADAPTIVE,
     select="accuracy",
     needs=Needs("sst", SST),
 )
