@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spigot.layers import Relaxed
 from spigot.polytopes import Arborescence, Euclidean, Gibbs, NoStructure, Regularizer
+from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.posing import pose
 from spigot.polytopes.solvers import ActiveSet
 from spigot.polytopes.structures.tree import BatchedMatrixTree, MatrixTree
@@ -312,6 +313,36 @@ def test_lengths_equal_each_instance_alone(omega: Regularizer | None, single_roo
             assert leaf.grad is not None and part.grad is not None
             torch.testing.assert_close(leaf.grad[i, j, :size, :size], part.grad)
             assert bool((leaf.grad[i, j, size:] == 0).all())
+
+
+@either
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_the_kernel_leaves_is_solved_by_the_active_set(
+    single_root: bool, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same points and derivatives for sentences of all lengths, with masks and without."""
+    from spigot.polytopes.structures import tree_projection
+
+    tree = Arborescence(6, single_root)
+    lengths = torch.tensor([6, 4, 3, 1])
+    scores, grad = 2.0 * normal(4, 6, 6, seed=21), normal(4, 6, 6, seed=22)
+    keep = torch.ones(4, 6, 6, dtype=torch.bool)
+    keep[:, 2, 1] = not masked
+    ours = scores.clone().requires_grad_()
+    point = tree.project(ours, lengths=lengths, keep=keep)
+    point.backward(grad)
+
+    def leaves_odd_rows(kernel: Any, count: int, *arrays: Any) -> None:
+        over_instances(kernel, count, *arrays)
+        if kernel is tree_projection.project_trees:
+            arrays[-1][1::2] = -1
+
+    monkeypatch.setattr(tree_projection, "over_instances", leaves_odd_rows)
+    other = scores.clone().requires_grad_()
+    again = tree.project(other, lengths=lengths, keep=keep)
+    again.backward(grad)
+    torch.testing.assert_close(again, point, rtol=0, atol=1e-7)
+    torch.testing.assert_close(other.grad, ours.grad, rtol=0, atol=1e-7)
 
 
 @either

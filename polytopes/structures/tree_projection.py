@@ -126,11 +126,11 @@ def pull(problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
     assert solution.faces is not None
     grads = contiguous(grad.double())
     pulled = np.zeros_like(grads)
-    mask = None if problem.mask is None else contiguous(problem.mask)
+    keep = None if problem.keep is None else contiguous(problem.keep)
     plain: dict[int, TreeFace] = {}
     for i, face in enumerate(solution.faces):
         if not isinstance(face, TreeFace):
-            kept = np.ones_like(grads[i], dtype=bool) if mask is None else mask[i]
+            kept = np.ones_like(grads[i], dtype=bool) if keep is None else keep[i]
             pulled[i, kept] = face.pull(grads[i, kept], np.ones(int(kept.sum())))
             continue
         settled = face.settled()
