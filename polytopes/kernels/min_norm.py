@@ -27,11 +27,14 @@ __all__ = [
 
 # what `advance` says of an instance: a `Status`, or
 CONVERGED, STOPPED, INACCURATE = 0, 1, 2
-GOING, WORN, CROWDED = 3, 4, 5
-"""It goes on; it goes on with a fresh factor; it needs more room and is as it was."""
+GOING, WORN, CROWDED, ENDING = 3, 4, 5, 6
+"""It goes on; it goes on with a fresh factor; it needs more room and is as it was; and from `ENDING` on,
+it goes on though the gap is of rounding's size, one more each time."""
 
 NOTHING = 1e-14  # a weight this small is none
 ROUNDING = 1e-15  # a few units of float64's last place
+ROUNDED = 1e-13  # a gap of rounding's size, relative to the sums that it is computed from
+PATIENCE = 10  # steps that such a gap may take: vertices of one face may go on changing places
 
 
 @kernel
@@ -83,18 +86,18 @@ def advance(
 
     Where v is in the mixture already, or leaves it at once, rounding has the last word: that is
     convergence if the gap is `plausible`, relative to 1 + |<s, y>| as `tolerance` is, or no more than
-    rounding makes of the sums that it is computed from.
+    rounding makes of the sums that it is computed from. So it is where such a gap goes on and on.
     """
     room = state.slots.shape[1]
     row, workspace = np.empty(room), np.empty((2, room))
     for r in range(first, last):
         i = rows[r]
-        gap, along, noise = 0.0, 0.0, 0.0
+        gap, along, size = 0.0, 0.0, 0.0
         for j in range(scores.shape[1]):
             way = best[r, j] - y[i, j]
             gap += slopes[r, j] * way
             along += scores[i, j] * y[i, j]
-            noise += ROUNDING * (abs(scores[i, j]) + abs(best[r, j]) + abs(y[i, j])) * abs(way)
+            size += (abs(scores[i, j]) + abs(best[r, j]) + abs(y[i, j])) * abs(way)
         gaps[i] = gap
         scale = 1.0 + abs(along)
         if gap <= tolerance * scale:
@@ -107,9 +110,14 @@ def advance(
         if not more and fresh:
             verdicts[i] = STOPPED
         elif fresh and _gain(i, state, row, workspace):
-            verdicts[i] = GOING
             mix(i, state, y[i])
-        elif gap <= max(tolerance, plausible) * scale + noise:
+            if gap > ROUNDED * (scale + size):
+                verdicts[i] = GOING
+            elif verdicts[i] < ENDING:
+                verdicts[i] = ENDING
+            else:
+                verdicts[i] = verdicts[i] + 1 if verdicts[i] < ENDING + PATIENCE else CONVERGED
+        elif gap <= max(tolerance, plausible) * scale + ROUNDING * size:
             verdicts[i] = CONVERGED
         elif verdicts[i] == WORN or not more:
             verdicts[i] = INACCURATE

@@ -14,7 +14,6 @@ from spigot.polytopes.kernels.min_norm import (
     CONVERGED,
     CROWDED,
     GOING,
-    WORN,
     advance,
     begin,
     settle,
@@ -249,6 +248,6 @@ def nearest(scores: Array, vertex_at: Callable[[Array], Array], steps: int) -> A
         mixtures.advance(row, slopes, best, CERTIFIED, 1e3 * CERTIFIED, True, verdicts)
         if verdicts[0] == CONVERGED:
             return mixtures.y[0]
-        if verdicts[0] not in (GOING, WORN):
+        if verdicts[0] < GOING:
             return None
     return None
