@@ -327,8 +327,7 @@ class Polytope:
             tensor([0., 1., 0., 1.])
         """
         road = dispatch.choose(self, regularizer, solver)
-        given = scores.detach() if regularizer is None else scores
-        problem = pose(self, given, regularizer, lengths, keep, params, start)
+        problem = pose(self, scores, regularizer, lengths, keep, params, start)
         value = implicit.maximize(problem, Checked(road))
         return value.reshape(scores.shape).to(scores.dtype)
 

@@ -25,8 +25,10 @@ __all__ = ["conjugate", "damped", "maximize", "pull"]
 def maximize(problem: Problem, road: Road) -> Tensor:  # (n, *event)
     """The maximiser, differentiable in the problem's scores and floating parameters."""
     moving = _moving(problem)
-    if not torch.is_grad_enabled() or not any(item.requires_grad for item in (problem.scores, *moving)):
-        return road.solve(problem).value.to(problem.scores) if problem.size else problem.scores.clone()
+    asked = any(item.requires_grad for item in (problem.scores, *moving))
+    if problem.regularizer is None or not (asked and torch.is_grad_enabled()):
+        still = _still(problem, problem.scores) if asked else problem
+        return road.solve(still).value.to(still.scores) if still.size else torch.zeros_like(still.scores)
     value: Tensor = cast(Any, _Maximize).apply(problem.scores, problem, road, *moving)
     return value
 

@@ -33,7 +33,7 @@ it goes on though the gap is of rounding's size, one more each time."""
 
 NOTHING = 1e-14  # a weight this small is none
 ROUNDING = 1e-15  # a few units of float64's last place
-ROUNDED = 1e-13  # a gap of rounding's size, relative to the sums that it is computed from
+ROUNDED = 3e-14  # a gap of rounding's size, relative to the sums that it is computed from
 PATIENCE = 10  # steps that such a gap may take: vertices of one face may go on changing places
 
 
