@@ -89,10 +89,18 @@ def test_imports_run_one_way() -> None:
             assert used <= names, (path, used - names)
 
 
-@pytest.mark.parametrize("page", ["README.md"])
-def test_code_on_the_page_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if "```python" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_on_the_page_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Python blocks run in order, in one namespace; `>>>` lines are compared with their output."""
     text = (ROOT / page).read_text()
+    monkeypatch.chdir(tmp_path)  # for what they save
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks
     module = types.ModuleType("page")
