@@ -11,7 +11,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint bench format clean
+.PHONY: help demo test check lint docs bench format clean
 
 help:  ## say what the targets do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,9 @@ lint: $(READY)  ## style, types, and that every public name has a type
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=src pyright --verifytypes spigot --ignoreexternal
 
+docs: $(READY)  ## the documentation's site, in out/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 bench: .venv-bench/.ready  ## every workload against every peer, an hour; BENCH_ARGS="--only sparsemax"
 	.venv-bench/bin/python -m benchmarks $(BENCH_ARGS)
 
@@ -48,7 +51,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	@echo "installing into .venv, which takes minutes"
 	$(INSTALL) torch
-	$(INSTALL) -e ".[examples,dev]"
+	$(INSTALL) -e ".[examples,dev,docs]"
 	@touch $@
 
 # The peers, apart from what the tests run on. torchsort compiles against the torch that is there, and
