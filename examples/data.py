@@ -220,10 +220,10 @@ HALF_HOURS = 48
 
 @dataclass(frozen=True)
 class Prices:
-    """Days of half-hourly electricity prices, and what was known before."""
+    """Days of half-hourly electricity prices, each an item of a knapsack, and what was known before."""
 
     features: Tensor  # (days, 48, 8)
-    prices: Tensor  # (days, 48)
+    prices: Tensor  # (days, 48), each times its item's weight, and noise
     weights: Tensor  # (48,), of the knapsack's items: 3, 5 or 7
 
 
