@@ -42,7 +42,7 @@ format: $(READY)  ## format the code and mend what ruff can
 	$(BIN)/ruff format
 
 clean:  ## remove what builds and tests leave behind; .venv stays
-	rm -rf build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist out *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first: the other packages then find it in place.

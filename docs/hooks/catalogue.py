@@ -19,6 +19,7 @@ matplotlib.use("agg")
 
 import torch  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
+from mkdocs.plugins import event_priority  # noqa: E402
 from mkdocs.structure.files import File, Files  # noqa: E402
 
 import spigot.polytopes as polytopes  # noqa: E402
@@ -44,8 +45,12 @@ PROBLEMS: dict[str, Regularizer | None] = {
 }
 
 
+@event_priority(100)
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages and pictures."""
+    """Adds the pages and pictures, and the notebooks, before these are executed."""
+    for path in sorted((ROOT / "examples" / "notebooks").glob("*.py")):
+        place = str(path.relative_to(ROOT / "examples"))
+        files.append(File(place, str(ROOT / "examples"), config.site_dir, config.use_directory_urls))
     for uri, content in made():
         files.append(File.generated(config, uri, content=content))
     return files

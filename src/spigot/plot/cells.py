@@ -26,6 +26,7 @@ def cells(
     rows: Any = None,
     columns: Any = None,
     bar: bool = True,
+    label: str = "marginal",
 ) -> Axes:
     """Marginals as shades from 0 to 1, and the chosen cells outlined.
 
@@ -38,6 +39,7 @@ def cells(
         rows: the rows' names.
         columns: the columns' names.
         bar: whether a colour bar is drawn.
+        label: what the shades are, beside the bar.
 
     Raises:
         ValueError: shapes that differ, a batch, or another number of names.
@@ -59,7 +61,7 @@ def cells(
     _names(ax_, "y", rows, shades.shape[0], "rows")
     _names(ax_, "x", columns, shades.shape[1], "columns")
     if bar:
-        ax_.figure.colorbar(image, ax=ax_, label="marginal", shrink=0.8)
+        ax_.figure.colorbar(image, ax=ax_, label=label, shrink=0.8)
     return ax_
 
 
