@@ -39,7 +39,7 @@ plot.points(M, M.maximize(scores), ax, label="MAP: the structure", colour="#009e
 plot.points(M, M.project(scores), ax, label="projection: SparseMAP", colour="#0072b2")
 plot.points(M, M.marginals(scores), ax, label="marginals", colour="#d55e00", marker="s")
 plot.points(M, wanted, ax, label="where the loss is 0", colour="black", marker="*", size=90)
-ax.legend(loc="upper right", frameon=False, fontsize=9)
+_ = ax.legend(loc="upper right", frameon=False, fontsize=9)
 # %% [markdown]
 # ## The problem
 #
@@ -112,7 +112,7 @@ for ax, steps in zip(grid, (1, 3, 12), strict=True):
         plot.path(M, each.path(M, scores, loss), ax, label=each.name, colour=colour)
     plot.points(M, wanted, ax, colour="black", marker="*", size=90)
     ax.set_title(f"{steps} step{'s' * (steps > 1)}")
-grid[0].legend(loc="upper left", frameon=False, fontsize=8)
+_ = grid[0].legend(loc="upper left", frameon=False, fontsize=8)
 
 # %% [markdown]
 # ## What a training run does with it
@@ -141,7 +141,7 @@ for each, style in ((STEIdentity(), "--"), (SPIGOT(step_size=0.6), "-"), (SPIGOT
 ax.axhline(0.0, color="0.7", linewidth=0.8)
 ax.set_xlabel("step")
 ax.set_ylabel("score of the second\nless that of the first")
-ax.legend(frameon=False)
+_ = ax.legend(frameon=False)
 # %% [markdown]
 # ## Relaxations take another road
 #
