@@ -117,9 +117,9 @@ def _word(target: Target, ratio: tuple[float, float, float]) -> str:
 
 
 def wrong(family: Family, readings: Sequence[Reading]) -> Iterator[str]:
-    """Our answers that are further off than the family allows (NaN too)."""
+    """Our answers that are further off than the family allows (NaN too), where that was looked at."""
     for reading in readings:
-        if reading.kind is Kind.OURS:
+        if reading.kind is Kind.OURS and reading.errors:
             for check in family.checks:
                 found = reading.errors[check.column]
                 if not found <= check.most:
