@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spigot.polytopes import Euclidean, NoStructure, Polytope, Simplex, Subset, Tsallis
 from spigot.polytopes.dispatch import Road, choose
-from spigot.polytopes.kernels import selection
+from spigot.polytopes.kernels.sets import selection
 from spigot.polytopes.posing import pose
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Separable

@@ -22,8 +22,8 @@ from spigot.polytopes import (
     Tsallis,
     UnsupportedProblem,
 )
-from spigot.polytopes.kernels import sorting
 from spigot.polytopes.kernels.pool import over_instances
+from spigot.polytopes.kernels.sets import sorting
 from spigot.polytopes.solvers import ActiveSet, Clarabel, FrankWolfe
 from spigot.pullback import SPIGOT
 from tests.tensors import normal

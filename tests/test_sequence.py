@@ -227,7 +227,7 @@ def test_entropy_loses_no_digits_to_large_scores(scale: float, dtype: torch.dtyp
 
 def test_probability_space_and_log_space_agree() -> None:
     from spigot.polytopes.arrays import contiguous
-    from spigot.polytopes.kernels.chain import forward_backward
+    from spigot.polytopes.kernels.dynamic.chain import forward_backward
 
     scores = normal(5, 9, 7, 7)
     scores[1:3] *= 15
@@ -341,8 +341,8 @@ def test_derivatives_are_those_of_the_exposed_face(omega: Regularizer, length: i
 
 def test_the_few_tags_with_flow_are_found_among_many() -> None:
     """The kernels for few tags and for all of them agree; where the first leaves one out, it says so."""
-    from spigot.polytopes.kernels.narrow import project_narrow
-    from spigot.polytopes.kernels.trellis import UNSOLVED, project
+    from spigot.polytopes.kernels.dynamic.narrow import project_narrow
+    from spigot.polytopes.kernels.dynamic.trellis import UNSOLVED, project
 
     scores = torch.cat([scale * normal(3, 9, 12, 12, seed=3) for scale in (0.0, 1.0, 8.0)])
     rounded, masked = scores.round(), scores.masked_fill(normal(*scores.shape, seed=4) > 0.2, -torch.inf)
@@ -370,8 +370,8 @@ def test_the_few_tags_with_flow_are_found_among_many() -> None:
 @every_projection
 def test_mixtures_of_sequences_equal_the_interior_point(omega: Regularizer) -> None:
     """At ties, masks and unary scores too; what is left to the other is left without an answer."""
-    from spigot.polytopes.kernels.path_mixtures import project_mixtures
-    from spigot.polytopes.kernels.trellis import UNSOLVED, project
+    from spigot.polytopes.kernels.dynamic.path_mixtures import project_mixtures
+    from spigot.polytopes.kernels.dynamic.trellis import UNSOLVED, project
 
     scores = torch.cat([scale * normal(8, 11, 7, 7, seed=5) for scale in (0.0, 1e-4, 1.0, 5.0, 1e5)])
     unary = scores[:, :, :1].expand_as(scores)

@@ -90,8 +90,8 @@ def _numba() -> Any:
 
 
 def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """What the files of a folder are: their names, times and sizes."""
-    stats = [(path.name, path.stat()) for path in sorted(folder.glob("*.py"))]
+    """What the files of a folder and of those in it are: their names, times and sizes."""
+    stats = [(str(path.relative_to(folder)), path.stat()) for path in sorted(folder.rglob("*.py"))]
     return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
 
 

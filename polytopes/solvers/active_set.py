@@ -12,7 +12,7 @@ from torch import Tensor
 from spigot.polytopes.arrays import contiguous, tensor
 from spigot.polytopes.dispatch import Solver, choose
 from spigot.polytopes.faces import pull_through_map
-from spigot.polytopes.kernels.min_norm import GOING
+from spigot.polytopes.kernels.mixtures.min_norm import GOING
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Euclidean, EuclideanOf, Regularizer, Separable, Smooth
 from spigot.polytopes.solvers.completion import ExposedFaces, exposed_faces

@@ -12,9 +12,9 @@ import numpy as np
 from spigot.polytopes.arrays import contiguous, tensor
 from spigot.polytopes.dispatch import choose
 from spigot.polytopes.faces import Face, Span
-from spigot.polytopes.kernels.corrections import pull
-from spigot.polytopes.kernels.directions import across, along, extend
-from spigot.polytopes.kernels.mixtures import Mixtures
+from spigot.polytopes.kernels.mixtures.corrections import pull
+from spigot.polytopes.kernels.mixtures.directions import across, along, extend
+from spigot.polytopes.kernels.mixtures.mixtures import Mixtures
 from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Separable

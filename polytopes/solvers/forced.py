@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from spigot.polytopes.arrays import library
-from spigot.polytopes.kernels.elimination import System
+from spigot.polytopes.kernels.rows.elimination import System
 
 __all__ = ["tightened"]
 

@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from spigot.polytopes.arrays import contiguous, tensor
-from spigot.polytopes.kernels import corrections
-from spigot.polytopes.kernels.min_norm import (
+from spigot.polytopes.kernels.mixtures import corrections
+from spigot.polytopes.kernels.mixtures.min_norm import (
     CONVERGED,
     CROWDED,
     GOING,
@@ -18,7 +18,7 @@ from spigot.polytopes.kernels.min_norm import (
     begin,
     settle,
 )
-from spigot.polytopes.kernels.mixtures import Mixtures
+from spigot.polytopes.kernels.mixtures.mixtures import Mixtures
 from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.regularizers import Euclidean, EuclideanOf, Separable
 from spigot.polytopes.solvers.curve import curve_of

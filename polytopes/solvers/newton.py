@@ -151,8 +151,8 @@ class _Found:
 
 
 def _found(problem: Problem, max_steps: int) -> _Found:
-    from spigot.polytopes.kernels.row_lifted import project_lifted
-    from spigot.polytopes.kernels.row_newton import project
+    from spigot.polytopes.kernels.rows.row_lifted import project_lifted
+    from spigot.polytopes.kernels.rows.row_newton import project
 
     form, regularizer = batch_form(problem), cast(Separable, problem.regularizer)
     scores, keep = contiguous(problem.flat_scores), _keep(problem)
@@ -235,7 +235,7 @@ def _inner(scores: np.ndarray, value: np.ndarray) -> np.ndarray:  # (n,)
 
 def _stray(box: Any, beyond: np.ndarray, state: np.ndarray, d: int) -> np.ndarray:  # (n, m - d)
     """What is left of auxiliary variables' slopes where no bound answers for it, times their ranges."""
-    from spigot.polytopes.kernels.row_newton import BETWEEN, LOWER, UPPER
+    from spigot.polytopes.kernels.rows.row_newton import BETWEEN, LOWER, UPPER
 
     slope, ends = beyond[:, d:], state[:, d:]
     wrong = np.where(ends == LOWER, np.maximum(slope, 0.0), np.abs(slope) * (ends == BETWEEN))
@@ -249,7 +249,7 @@ def _box(form: Canonical, regularizer: Separable, keep: np.ndarray) -> Any:
 
     Where phi is steep, parts that rows fix have equal bounds.
     """
-    from spigot.polytopes.kernels.row_newton import Box
+    from spigot.polytopes.kernels.rows.row_newton import Box
 
     d, order = len(form.columns), ordered(form)
     limits = np.atleast_2d(np.concatenate([form.b, form.h], axis=-1))
@@ -326,7 +326,7 @@ def _used(kept: np.ndarray, variables: int) -> np.ndarray:  # (m,)
 
 def _ends(form: Canonical, state: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which declared bounds the variables are held at: lower and upper ones, `(n, m)`."""
-    from spigot.polytopes.kernels.row_newton import GIVEN, LOWER, UPPER
+    from spigot.polytopes.kernels.rows.row_newton import GIVEN, LOWER, UPPER
 
     order, given = ordered(form), state == GIVEN
     below = (state == LOWER) | (given & (value <= form.lower[..., order]))
@@ -375,7 +375,7 @@ def _pulled(
     problem: Problem, faces: tuple[BindingFace, ...], grads: np.ndarray, value: np.ndarray
 ) -> np.ndarray:
     """J grad for every instance; by dense algebra on the face where refinement does not settle."""
-    from spigot.polytopes.kernels.row_newton import pull
+    from spigot.polytopes.kernels.rows.row_newton import pull
 
     regularizer = cast(Separable, problem.regularizer)
     system, keep = row_system(batch_form(problem)), _keep(problem)

@@ -9,8 +9,8 @@ import numpy as np
 from spigot.polytopes.arrays import library
 from spigot.polytopes.canonical import Canonical
 from spigot.polytopes.elimination_order import least_fill
-from spigot.polytopes.kernels.elimination import System, pairs_of, plan_of
 from spigot.polytopes.kernels.laplacian import Pattern, pattern_of
+from spigot.polytopes.kernels.rows.elimination import System, pairs_of, plan_of
 
 __all__ = ["DENSE_ROWS", "fits", "ordered", "row_system"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes.arrays import contiguous, tensor
-from spigot.polytopes.kernels import arrangements
 from spigot.polytopes.kernels.pool import over_instances
+from spigot.polytopes.kernels.sets import arrangements
 from spigot.polytopes.structures import partition
 from spigot.polytopes.structures.isotonic import Sorted
 from spigot.polytopes.structures.partition import Part

@@ -18,7 +18,7 @@ from spigot.polytopes.arrays import contiguous, rows_where, tensor
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.dispatch import Road, rule
 from spigot.polytopes.faces import tie_tolerance
-from spigot.polytopes.kernels import bipartite_face, bipartite_newton, sinkhorn
+from spigot.polytopes.kernels.bipartite import bipartite_face, bipartite_newton, sinkhorn
 from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Euclidean, Shannon

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from spigot.polytopes.arrays import contiguous, tensor
 from spigot.polytopes.curvature import NEVER
-from spigot.polytopes.kernels.conductance import conductances
 from spigot.polytopes.kernels.pool import over_instances
-from spigot.polytopes.kernels.tree_sampling import draw
+from spigot.polytopes.kernels.trees.conductance import conductances
+from spigot.polytopes.kernels.trees.tree_sampling import draw
 from spigot.polytopes.structures.tree_torch import log_total
 
 __all__ = ["Network", "Trees"]

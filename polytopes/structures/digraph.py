@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from spigot.polytopes.kernels.network import Network
+    from spigot.polytopes.kernels.flows.network import Network
 
 __all__ = ["Digraph"]
 
@@ -61,7 +61,7 @@ class Digraph:
     @cached_property
     def network(self) -> Network:
         """The arcs as kernels walk them."""
-        from spigot.polytopes.kernels.network import Network, transpose
+        from spigot.polytopes.kernels.flows.network import Network, transpose
 
         nodes, arcs = len(self.names), len(self.part)
         tails, heads = self.tails[self.part], self.heads[self.part]
@@ -73,7 +73,7 @@ class Digraph:
     @cached_property
     def order(self) -> np.ndarray:
         """The nodes in topological order; empty where the graph has a cycle."""
-        from spigot.polytopes.kernels.network import topological
+        from spigot.polytopes.kernels.flows.network import topological
 
         order = np.zeros(len(self.names), np.int32)
         acyclic = topological(len(self.names), self.network, order)

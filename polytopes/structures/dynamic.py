@@ -104,7 +104,7 @@ def _nothing(problem: Problem) -> Tensor:  # (n, d)
 
 def _run(name: str, problem: Problem, before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
     """A kernel: what it asks for between the goals and the scores, and after the mask."""
-    function = getattr(library("spigot.polytopes.kernels.hypergraph"), name)
+    function = getattr(library("spigot.polytopes.kernels.dynamic.hypergraph"), name)
     targets, keep = _targets(problem), problem.flat_keep
     scores = _scores(problem)
     kept = np.ones((0, scores.shape[1]), dtype=np.bool_) if keep is None else contiguous(keep)

@@ -20,8 +20,8 @@ from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Regularizer
 
 if TYPE_CHECKING:
-    from spigot.polytopes.kernels.flow_projection import Flows
-    from spigot.polytopes.kernels.network import Network
+    from spigot.polytopes.kernels.flows.flow_projection import Flows
+    from spigot.polytopes.kernels.flows.network import Network
 
 __all__ = [
     "BestFlow",
@@ -100,7 +100,7 @@ class FlowPolytope(Polytope, abstract=True):
 
 def flows_on(network: Network, part: np.ndarray) -> Flows:
     """A network ready for projections, its nodes in an order of little fill (minimum degree)."""
-    from spigot.polytopes.kernels.flow_projection import Flows
+    from spigot.polytopes.kernels.flows.flow_projection import Flows
     from spigot.polytopes.kernels.laplacian import pattern_of
 
     place = least_fill(network.tails, network.heads, len(network.start) - 1)
@@ -137,7 +137,7 @@ class FreeArcs:
 
     def pull(self, grad: np.ndarray, spread: np.ndarray) -> np.ndarray:
         """The orthogonal projection of grad; `spread` is 1, as the regularizer is Euclidean."""
-        from spigot.polytopes.kernels.flow_projection import pull
+        from spigot.polytopes.kernels.flows.flow_projection import pull
 
         whole, pulled = np.zeros((1, len(self.kept))), np.zeros((1, len(self.kept)))
         whole[0, self.kept] = grad
@@ -173,7 +173,7 @@ class FlowProjection(Road):
 
     def solve(self, problem: Problem) -> Solution:
         """The nearest flows."""
-        from spigot.polytopes.kernels.flow_projection import project
+        from spigot.polytopes.kernels.flows.flow_projection import project
 
         polytope = problem.polytope
         assert isinstance(polytope, FlowPolytope)

@@ -32,8 +32,8 @@ from spigot.polytopes.structures.walks import padded_walks
 if TYPE_CHECKING:
     import cvxpy as cp
 
-    from spigot.polytopes.kernels.flow_projection import Flows
-    from spigot.polytopes.kernels.network import Network
+    from spigot.polytopes.kernels.flows.flow_projection import Flows
+    from spigot.polytopes.kernels.flows.network import Network
 
 __all__ = ["GridPath"]
 
@@ -149,7 +149,7 @@ class GridPath(FlowPolytope):
     @property
     def links(self) -> Network:
         """The moves between cells, numbered in row order."""
-        from spigot.polytopes.kernels.network import grid_links, new_network
+        from spigot.polytopes.kernels.flows.network import grid_links, new_network
 
         cells = self.h * self.w
         network = new_network(cells, self.neighbours * cells)
@@ -159,7 +159,7 @@ class GridPath(FlowPolytope):
     @property
     def flows(self) -> Flows:
         """Each cell v split into an arc from 2v to 2v + 1, ready for projections."""
-        from spigot.polytopes.kernels.network import new_network, split_cells
+        from spigot.polytopes.kernels.flows.network import new_network, split_cells
 
         if "flows" not in self.scratch:
             cells, links = self.h * self.w, self.links
@@ -172,7 +172,7 @@ class GridPath(FlowPolytope):
 
     def best(self, problem: Problem) -> Tensor:
         """The cells of a best flow, of a shortest one among paths that tie."""
-        from spigot.polytopes.kernels.routes import best_cells
+        from spigot.polytopes.kernels.flows.routes import best_cells
 
         scores = precise(problem)
         value = torch.zeros_like(scores)
@@ -249,7 +249,7 @@ class GridPath(FlowPolytope):
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Cells `(*batch, L, 2)` along the paths, padded with -1; L is that of the longest."""
-        from spigot.polytopes.kernels.routes import follow_cells
+        from spigot.polytopes.kernels.flows.routes import follow_cells
 
         batch = check_event(self, vertices, "vertices")
         flat = vertices.detach().reshape(batch.numel(), self.h, self.w).double().cpu()

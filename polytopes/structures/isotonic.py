@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 
 from spigot.polytopes.arrays import contiguous, tensor
 from spigot.polytopes.faces import tie_tolerance
-from spigot.polytopes.kernels import isotonic
 from spigot.polytopes.kernels.pool import over_instances
-from spigot.polytopes.kernels.sorting import rank
+from spigot.polytopes.kernels.sets import isotonic
+from spigot.polytopes.kernels.sets.sorting import rank
 
 __all__ = ["Sorted", "log_projection", "place", "project", "project_logs", "pull", "sort"]
 

@@ -31,8 +31,8 @@ from spigot.polytopes.curvature import NEVER, derivative
 from spigot.polytopes.dispatch import SIZED, Road, rule
 from spigot.polytopes.errors import describe_instances, whole_numbers
 from spigot.polytopes.faces import tie_tolerance
-from spigot.polytopes.kernels import logic as kernels
 from spigot.polytopes.kernels.pool import over_instances
+from spigot.polytopes.kernels.sets import logic as kernels
 from spigot.polytopes.labels import label_sizes, whole_labels
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Euclidean, Gibbs

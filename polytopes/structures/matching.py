@@ -13,8 +13,8 @@ from spigot.polytopes.arrays import contiguous, distinct, library, numbers, tens
 from spigot.polytopes.curvature import NEVER
 from spigot.polytopes.dispatch import Road, rule
 from spigot.polytopes.errors import unsupported, whole_numbers
-from spigot.polytopes.kernels import matchings
-from spigot.polytopes.kernels.assignment import assign
+from spigot.polytopes.kernels.bipartite import matchings
+from spigot.polytopes.kernels.bipartite.assignment import assign
 from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution

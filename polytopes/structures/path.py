@@ -180,7 +180,7 @@ class Path(FlowPolytope):
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Node numbers `(*batch, L)` of the paths, padded with -1; L is that of the longest."""
-        from spigot.polytopes.kernels.routes import follow_arcs
+        from spigot.polytopes.kernels.flows.routes import follow_arcs
 
         batch = check_event(self, vertices, "vertices")
         flat = contiguous(vertices.reshape(batch.numel(), -1).double())
@@ -223,7 +223,7 @@ def ends(problem: Problem) -> tuple[np.ndarray, np.ndarray]:  # (n,) each
 
 def best_arcs(problem: Problem) -> Tensor:  # (n, m)
     """The arcs of best flows."""
-    from spigot.polytopes.kernels import routes
+    from spigot.polytopes.kernels.flows import routes
 
     graph, scores = graph_of(problem), precise(problem)
     value = torch.zeros_like(scores)

@@ -94,14 +94,14 @@ class Program:
     def choices(self) -> np.ndarray:  # (nodes,)
         """How many nodes with several edges a derivation of each node can have at most."""
         most = np.zeros(len(self.edges.starts) - 1, dtype=np.int64)
-        library("spigot.polytopes.kernels.hypergraph").most_choices(self.edges, most)
+        library("spigot.polytopes.kernels.dynamic.hypergraph").most_choices(self.edges, most)
         return most
 
     @cached_property
     def heights(self) -> np.ndarray:  # (nodes,)
         """How many nodes, at most, a derivation of each node has below one another."""
         most = np.zeros(len(self.edges.starts) - 1, dtype=np.int64)
-        library("spigot.polytopes.kernels.hypergraph").heights(self.edges, most)
+        library("spigot.polytopes.kernels.dynamic.hypergraph").heights(self.edges, most)
         return most
 
     def targets(self, lengths: Tensor | None, count: int) -> Targets:

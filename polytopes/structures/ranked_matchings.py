@@ -8,7 +8,7 @@ from itertools import count
 
 import numpy as np
 
-from spigot.polytopes.kernels.assignment import assign
+from spigot.polytopes.kernels.bipartite.assignment import assign
 
 __all__ = ["ranked_matchings"]
 

@@ -301,7 +301,7 @@ class Viterbi(Road):
 
     def solve(self, problem: Problem) -> Solution:
         """0/1 vertices."""
-        from spigot.polytopes.kernels.chain import viterbi
+        from spigot.polytopes.kernels.dynamic.chain import viterbi
 
         scores = _arcs(problem)
         vertices, best = np.zeros(scores.shape, scores.dtype), np.zeros(problem.size)
@@ -340,7 +340,7 @@ class ForwardBackward(Road):
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
         """Cov(z, <grad, z>), by two sweeps over the marginals."""
-        from spigot.polytopes.kernels.chain import covariance
+        from spigot.polytopes.kernels.dynamic.chain import covariance
 
         marginals = contiguous(solution.value)
         pulled = np.empty_like(marginals)
@@ -354,7 +354,7 @@ class ForwardBackward(Road):
 
     def sample(self, problem: Problem, count: int, generator: torch.Generator | None) -> Tensor:
         """Tags from the last one back, each given the one after it."""
-        from spigot.polytopes.kernels.chain import sample_backward
+        from spigot.polytopes.kernels.dynamic.chain import sample_backward
 
         scores = _arcs(problem)
         marginals, log_z = _marginals(problem, scores.astype(np.float64))
@@ -376,7 +376,7 @@ class ForwardBackward(Road):
 
     def top_k(self, problem: Problem, k: int) -> Tensor:
         """Viterbi with the k best ways to every tag."""
-        from spigot.polytopes.kernels.chain import k_best
+        from spigot.polytopes.kernels.dynamic.chain import k_best
 
         scores = _arcs(problem)
         vertices = np.zeros((k, *scores.shape), dtype=scores.dtype)
@@ -390,7 +390,7 @@ def _marginals(
     problem: Problem, scores: np.ndarray, rows: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Marginals of the first `rows` instances, all or none, and every log Z."""
-    from spigot.polytopes.kernels.chain import forward_backward
+    from spigot.polytopes.kernels.dynamic.chain import forward_backward
 
     marginals, log_z = np.empty_like(scores[:rows]), np.empty(problem.size)
     limits = [limit(kind, scores.shape[2]) for kind in (scores.dtype, np.float64)]
@@ -427,9 +427,9 @@ class TrellisProjection(Road):
 
     def solve(self, problem: Problem) -> Solution:
         """Projections in float64."""
-        from spigot.polytopes.kernels.narrow import project_narrow
-        from spigot.polytopes.kernels.path_mixtures import project_mixtures
-        from spigot.polytopes.kernels.trellis import UNSOLVED, project
+        from spigot.polytopes.kernels.dynamic.narrow import project_narrow
+        from spigot.polytopes.kernels.dynamic.path_mixtures import project_mixtures
+        from spigot.polytopes.kernels.dynamic.trellis import UNSOLVED, project
 
         scores = _arcs(problem).astype(np.float64)
         values = np.zeros_like(scores)
@@ -455,7 +455,7 @@ class TrellisProjection(Road):
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
         """On the exposed face: the circulations on the arcs of paths that are best at s - grad Omega."""
-        from spigot.polytopes.kernels.trellis import face_projector
+        from spigot.polytopes.kernels.dynamic.trellis import face_projector
 
         assert solution.gradient is not None
         slopes = _arcs(problem) - contiguous(solution.gradient.double())

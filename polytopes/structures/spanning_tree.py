@@ -18,7 +18,7 @@ from spigot.polytopes.curvature import derivative
 from spigot.polytopes.dispatch import Road, rule
 from spigot.polytopes.errors import whole_numbers
 from spigot.polytopes.kernels.pool import over_instances
-from spigot.polytopes.kernels.spanning import constrained, kruskal
+from spigot.polytopes.kernels.trees.spanning import constrained, kruskal
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Gibbs
 from spigot.polytopes.structures import partition

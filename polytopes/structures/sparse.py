@@ -11,8 +11,8 @@ from torch import Tensor
 from spigot.polytopes.arrays import contiguous, tensor
 from spigot.polytopes.dispatch import Road
 from spigot.polytopes.faces import tie_tolerance
-from spigot.polytopes.kernels import entmax
 from spigot.polytopes.kernels.pool import over_instances
+from spigot.polytopes.kernels.sets import entmax
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Tsallis
 from spigot.polytopes.structures.clipping import rows_and_lengths

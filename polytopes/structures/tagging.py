@@ -287,7 +287,7 @@ class SharedViterbi(ByArcs):
 
     def solve(self, problem: Problem) -> Solution:
         """Vertices."""
-        from spigot.polytopes.kernels.tagging import best_tags
+        from spigot.polytopes.kernels.dynamic.tagging import best_tags
 
         scores = _scores(problem)
         vertices, best = np.zeros_like(scores), np.zeros(problem.size)
@@ -316,7 +316,7 @@ class SharedSums(ByArcs):
 
 def _sums(problem: Problem, rows: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Expected counts of the first `rows` instances, all or none, and every log Z."""
-    from spigot.polytopes.kernels.tagging import tag_sums
+    from spigot.polytopes.kernels.dynamic.tagging import tag_sums
 
     scores = _scores(problem)
     counts, log_z = np.empty_like(scores[:rows]), np.empty(problem.size)

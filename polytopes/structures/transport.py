@@ -13,8 +13,8 @@ from torch import Tensor
 
 from spigot.polytopes.arrays import contiguous, library, numbers, rows_where, tensor
 from spigot.polytopes.dispatch import rule
+from spigot.polytopes.kernels.bipartite.transport import transport
 from spigot.polytopes.kernels.pool import over_instances
-from spigot.polytopes.kernels.transport import transport
 from spigot.polytopes.problem import Problem
 from spigot.polytopes.structures.bipartite import Best, BestVertex, Bipartite, Sums, masks
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from spigot.polytopes.arrays import contiguous, numbers, tensor
 from spigot.polytopes.faces import Face, tie_tolerance
 from spigot.polytopes.kernels.pool import over_instances
-from spigot.polytopes.kernels.tree_projection import project_trees, pull_trees
+from spigot.polytopes.kernels.trees.tree_projection import project_trees, pull_trees
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.structures.tree_sums import Arcs, derivative, marginals
 

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes.arrays import contiguous, tensor
-from spigot.polytopes.kernels.arborescence import best_trees
-from spigot.polytopes.kernels.k_arborescences import best_k_trees
-from spigot.polytopes.kernels.laplacian_inverse import (
+from spigot.polytopes.kernels.pool import over_instances
+from spigot.polytopes.kernels.trees.arborescence import best_trees
+from spigot.polytopes.kernels.trees.k_arborescences import best_k_trees
+from spigot.polytopes.kernels.trees.laplacian_inverse import (
     inverse_derivatives,
     inverse_marginals,
     log_totals,
 )
-from spigot.polytopes.kernels.log_matrix_tree import log_marginals
-from spigot.polytopes.kernels.matrix_tree import linear_derivatives, linear_marginals
-from spigot.polytopes.kernels.pool import over_instances
-from spigot.polytopes.kernels.wilson import sample_trees
+from spigot.polytopes.kernels.trees.log_matrix_tree import log_marginals
+from spigot.polytopes.kernels.trees.matrix_tree import linear_derivatives, linear_marginals
+from spigot.polytopes.kernels.trees.wilson import sample_trees
 from spigot.polytopes.problem import Problem, Solution
 
 __all__ = ["Arcs", "arcs_of", "best", "derivative", "k_best", "log_partition", "marginals", "sample"]

@@ -1,0 +1,1 @@
+"""Dynamic programmes: chains and hypergraphs, and projections onto chains."""

@@ -1,0 +1,1 @@
+"""Paths and flows on graphs and grids."""

@@ -1,0 +1,1 @@
+"""Projections onto what linear rows and bounds cut out."""

@@ -1,0 +1,1 @@
+"""Subsets, rankings and logic: vectors without a graph."""

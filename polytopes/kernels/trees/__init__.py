@@ -1,0 +1,1 @@
+"""Trees: best ones, sums over them, projections."""
