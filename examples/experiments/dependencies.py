@@ -19,6 +19,7 @@ from spigot.polytopes import Arborescence, Polytope, ProjectiveTree
 
 __all__ = [
     "ADAPTIVE",
+    "ROWS",
     "TREES",
     "ArcScorer",
     "Encoder",
@@ -41,6 +42,27 @@ ADAPTIVE: dict[str, dict[str, Value]] = {
     name: {"step_size": "adaptive"} for name in ("blackbox", "imle")
 }
 """These step in the scores: by a step of 1, on gradients of 0.01, the tree stays as it is."""
+
+ROWS = (
+    "no-tree",
+    "random-tree",
+    "flat-attention",
+    "ste-identity",
+    "ste-softmax",
+    "gumbel-ste",
+    "spigot",
+    "spigot-ce",
+    "spigot-eg",
+    "spigot-sparsemap",
+    "frank-wolfe",
+    "blackbox",
+    "imle",
+    "perturbed",
+    "sparsemap",
+    "marginals",
+    "reinforce-baseline",
+    "reinforce-leave-one-out",
+)
 
 
 def studies(title: str, *estimators: str) -> tuple[Study, ...]:

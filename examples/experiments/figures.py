@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from matplotlib.figure import Figure
 
 from examples.experiments.estimators import ESTIMATORS, row
 from examples.experiments.experiment import Metric, Task
+from examples.experiments.over_seeds import centre, error
 
 if TYPE_CHECKING:
     from examples.experiments.report import Line, Section
@@ -58,10 +57,6 @@ def option(sections: Sequence[Section]) -> str | None:
     every = {line.estimator for line in lines}
     whole = [name for name, those in varied.items() if 2 * len(those) > len(every)]
     return min(whole) if whole else None
-
-
-def centre(task: Task, values: Sequence[float]) -> float:
-    return statistics.median(values) if task.centre == "median" else statistics.fmean(values)
 
 
 def _scale(metric: Metric) -> float:
@@ -136,8 +131,7 @@ def _line(axes: Any, task: Task, metric: Metric, lines: Sequence[Line], name: st
         values = _values(metric, line)
         where = line.options.get(name)
         if values and isinstance(where, int | float):
-            spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-            points.append((float(where), centre(task, values), spread))
+            points.append((float(where), centre(task, values), error(values) or 0.0))
     if not points:
         return
     x, y, bars = zip(*sorted(points), strict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 from collections import Counter
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from examples.experiments import figures
 from examples.experiments.experiment import Metric, Study, Task
+from examples.experiments.over_seeds import centre, error
 from examples.experiments.store import FINISHED, Result, Store
 
 __all__ = ["Line", "Section", "replaced", "report", "sections"]
@@ -77,15 +77,6 @@ def sections(task: Task, results: Iterable[Result], size: str = "full") -> list[
             if lines:
                 found.append(Section(task, study, structure, tuple(lines)))
     return found
-
-
-def centre(task: Task, values: Sequence[float]) -> float:
-    return statistics.median(values) if task.centre == "median" else statistics.fmean(values)
-
-
-def error(values: Sequence[float]) -> float | None:
-    """The standard error of the mean."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def spread(task: Task, metric: Metric, values: Sequence[float]) -> str:

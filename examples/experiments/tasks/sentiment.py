@@ -37,6 +37,7 @@ from torch.nn.functional import cross_entropy, dropout
 from examples.data import SST, Judged, sentiments, word_pieces
 from examples.experiments.dependencies import (
     ADAPTIVE,
+    ROWS,
     TREES,
     ArcScorer,
     Encoder,
@@ -215,27 +216,6 @@ class Sentiment(Experiment):
                 found["best_tree"].append(right(self.trees.best(scores, lengths)))
         return {name: torch.cat(each).mean().item() for name, each in found.items() if each}
 
-
-ROWS = (
-    "no-tree",
-    "random-tree",
-    "flat-attention",
-    "ste-identity",
-    "ste-softmax",
-    "gumbel-ste",
-    "spigot",
-    "spigot-ce",
-    "spigot-eg",
-    "spigot-sparsemap",
-    "frank-wolfe",
-    "blackbox",
-    "imle",
-    "perturbed",
-    "sparsemap",
-    "marginals",
-    "reinforce-baseline",
-    "reinforce-leave-one-out",
-)
 
 TASK = Task(
     name="sentiment",
