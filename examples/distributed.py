@@ -12,6 +12,7 @@ says so. The averaged gradients are then those of one process with the whole bat
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.save is not None:
             torch.save(vars(trained), options.save)
     if share.processes > 1:
+        gc.collect()  # the wrapped model holds itself, and with it the group, whose threads end with it
         distributed.destroy_process_group()
 
 

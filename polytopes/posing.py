@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from spigot.polytopes.arrays import first_part, numbers, rows_where
 from spigot.polytopes.bounds import parts_outside
 from spigot.polytopes.errors import describe_instances, unsupported
+from spigot.polytopes.finite import all_finite
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.start import CachedSupports, started
 
@@ -103,7 +103,7 @@ def detached(problem: Problem) -> Problem:
 
 def check_finite(tensor: Tensor, batch_shape: torch.Size, name: str, below: bool = True) -> None:
     """Raises ValueError for NaN, +inf and (if `below`) -inf, naming the instances."""
-    if math.isfinite(tensor.sum().item()):  # one pass, in the usual case
+    if all_finite(tensor):
         return
     kinds = [(tensor.isnan(), "NaN"), (tensor.isposinf(), "+inf")]
     kinds += [(tensor.isneginf(), "-inf")] if below else []
@@ -116,7 +116,7 @@ def check_finite(tensor: Tensor, batch_shape: torch.Size, name: str, below: bool
 def _excluded_by_scores(scores: Tensor, batch_shape: torch.Size) -> Tensor | None:
     """Where the scores are not -inf; None where all are finite."""
     scores = scores.detach()
-    if math.isfinite(scores.sum().item()):  # one pass, in the usual case
+    if all_finite(scores):
         return None
     check_finite(scores, batch_shape, "scores", below=False)
     return ~scores.isneginf()

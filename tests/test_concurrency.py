@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from spigot.polytopes import Euclidean, Gibbs, Polytope
+from spigot.polytopes.kernels import pool
 from tests.structures import STRUCTURES, Row
 from tests.test_structures import answers, normal
 
@@ -59,7 +60,12 @@ def test_threads_at_once(row: Row, threads: Callable[[int], None]) -> None:
 
 
 @every_structure
-def test_the_number_of_threads_changes_nothing(row: Row, threads: Callable[[int], None]) -> None:
+def test_the_number_of_threads_changes_nothing(
+    row: Row, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where a slice begins: here every instance is one, however short it takes."""
+    monkeypatch.setattr(pool, "ALONE", 0.0)
+    monkeypatch.setattr(pool, "SLICE", 1e-12)
     scores = normal(row.polytope, 7)
     threads(1)
     alone = all_verbs(row.polytope, scores)

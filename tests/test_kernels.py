@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +20,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from spigot.polytopes.finite import FEW, all_finite
 from spigot.polytopes.kernels import compiled
 from spigot.polytopes.kernels.compiled import kernel
 from spigot.polytopes.kernels.pool import over_instances
+from spigot.polytopes.kernels.totals import BLOCK
 
 
 @kernel
@@ -60,6 +64,79 @@ def test_slices_cover_the_range_without_overlap(threads: Callable[[int], None]) 
     over_instances(lambda first, last: seen.append((first, last)), 50)
     assert sorted(i for first, last in seen for i in range(first, last)) == list(range(50))
     assert len(seen) > 3
+
+
+def test_what_takes_long_is_shared_and_what_takes_less_than_waking_is_not(
+    threads: Callable[[int], None],
+) -> None:
+    threads(2)
+    calls: list[tuple[int, int, str]] = []
+
+    def sleeps(first: int, last: int, seconds: np.ndarray) -> None:
+        calls.append((first, last, threading.current_thread().name))
+        if seconds[first, 0] > 0:
+            time.sleep(seconds[first:last, 0].sum())
+
+    over_instances(sleeps, 8, np.full((8, 1), 2e-2))
+    assert len(calls) == 8
+    assert len({name for _, _, name in calls}) == 2, "the calling thread and one more"
+    for _ in range(9):  # of another size, so the time is another
+        calls.clear()
+        over_instances(sleeps, 8, np.zeros((8, 64)))
+    assert [call[:2] for call in calls] == [(0, 8)]
+    assert calls[0][2] == threading.current_thread().name
+
+
+def test_a_first_call_that_compiles_is_soon_forgotten(threads: Callable[[int], None]) -> None:
+    threads(2)
+    compiles, calls = [True], list[tuple[int, int]]()
+
+    def begins_slowly(first: int, last: int) -> None:
+        calls.append((first, last))
+        if compiles:
+            compiles.pop()
+            time.sleep(0.5)
+
+    for _ in range(9):
+        calls.clear()
+        over_instances(begins_slowly, 50)
+    assert calls == [(0, 50)]
+
+
+def test_an_error_in_the_calling_thread_waits_for_the_others(threads: Callable[[int], None]) -> None:
+    threads(2)
+    ended: list[int] = []
+    me = threading.current_thread()
+
+    def fails_here(_: int, last: int) -> None:
+        time.sleep(0.01)
+        if threading.current_thread() is me:
+            raise ArithmeticError("here")
+        time.sleep(0.2)
+        ended.append(last)
+
+    with pytest.raises(ArithmeticError, match="here"):
+        over_instances(fails_here, 2)
+    assert ended in ([1], [2])
+
+
+@pytest.mark.parametrize("n", [1, FEW, FEW + 1, 5 * BLOCK + 3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_all_finite(n: int, dtype: torch.dtype) -> None:
+    values = torch.randn(n, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    assert all_finite(values)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        for place in {0, n // 2, n - 1}:
+            spoilt = values.clone()
+            spoilt[place] = bad
+            assert not all_finite(spoilt)
+    if n > 1:
+        opposite = values.clone()
+        opposite[0], opposite[-1] = torch.inf, -torch.inf
+        assert not all_finite(opposite)
+    strided = torch.stack([values, torch.full_like(values, torch.nan)], 1)
+    assert all_finite(strided[:, 0])
+    assert not all_finite(strided)
 
 
 def test_an_error_in_a_slice_reaches_the_caller(threads: Callable[[int], None]) -> None:

@@ -43,7 +43,7 @@ class Clipping(_Counted):
         y, multipliers, objective = np.zeros_like(rows), np.zeros((n, 2)), np.zeros(n)
         totals, at_most = contiguous(self.totals(problem)), _budget(problem).at_most
         results = y, multipliers, objective
-        over_instances(budget.project, n, rows, lengths, totals, at_most, *results, entries=rows.size)
+        over_instances(budget.project, n, rows, lengths, totals, at_most, *results)
         value = tensor(y)
         return Solution.closed_form(
             value, tensor(objective), value, duals=tensor(multipliers), owned=True
@@ -64,7 +64,6 @@ class Clipping(_Counted):
             tie_tolerance(problem.scores.dtype),
             contiguous(grad.to(problem.scores.dtype)),
             pulled,
-            entries=rows.size,
         )
         return tensor(pulled)
 

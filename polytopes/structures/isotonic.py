@@ -45,7 +45,7 @@ def sort(rows: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None
     index, counts = np.zeros((n, d), np.int64), np.zeros(n, np.int64)
     kept = np.zeros((0, d), bool) if mask is None else contiguous(mask)
     sizes = np.full(n, d) if lengths is None else contiguous(lengths)
-    over_instances(rank, n, contiguous(rows), kept, sizes, index, counts, entries=n * d)
+    over_instances(rank, n, contiguous(rows), kept, sizes, index, counts)
     return Sorted(rows, index, counts)
 
 
@@ -61,7 +61,7 @@ def project(scores: Sorted, weights: Sorted) -> tuple[Tensor, Tensor, Tensor]:  
     rows = contiguous(scores.rows)
     y, duals, objective = np.zeros_like(rows), np.zeros(rows.shape), np.zeros(len(rows))
     given = rows, scores.index, scores.counts, weights.values
-    over_instances(isotonic.euclidean, len(y), *given, y, duals, objective, entries=rows.size)
+    over_instances(isotonic.euclidean, len(y), *given, y, duals, objective)
     return tensor(y), tensor(duals), tensor(objective)
 
 

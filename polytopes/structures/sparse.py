@@ -35,7 +35,7 @@ class Sparse(Road):
         y, levels, objective = np.zeros_like(rows), np.zeros((n, 2)), np.zeros(n)
         parts, counts = np.empty((n, entmax.LISTED + 1), np.int32), np.zeros(n, np.int64)
         results = y, parts, counts, levels, objective
-        over_instances(entmax.project, n, rows, lengths, alpha, slack, *results, entries=rows.size)
+        over_instances(entmax.project, n, rows, lengths, alpha, slack, *results)
         if isinstance(problem.regularizer, Tsallis):
             objective += 1 / (alpha * (alpha - 1))
         return Solution.closed_form(
@@ -49,9 +49,7 @@ class Sparse(Road):
         pulled, grads = np.zeros_like(rows), contiguous(grad.to(problem.scores.dtype))
         known = *solution.listed, contiguous(solution.duals)
         omega = _alpha(problem), tie_tolerance(problem.scores.dtype)
-        over_instances(
-            entmax.pull, len(rows), rows, lengths, *omega, *known, grads, pulled, entries=rows.size
-        )
+        over_instances(entmax.pull, len(rows), rows, lengths, *omega, *known, grads, pulled)
         return tensor(pulled)
 
     def curve(self, problem: Problem, solution: Solution, u: Tensor, v: Tensor) -> Tensor:
