@@ -11,7 +11,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint docs bench format clean
+.PHONY: help demo test check lint docs dist bench format clean
 
 help:  ## say what the targets do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,13 @@ lint: $(READY)  ## style, types, and that every public name has a type
 
 docs: $(READY)  ## the documentation's site, in out/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+dist: $(READY)  ## wheel and sdist in out/dist, and the wheel tried in an empty environment
+	rm -rf out/dist
+	$(BIN)/python -m build --quiet --no-isolation --outdir out/dist
+	$(PYTHON) -m venv --clear out/dist/env
+	out/dist/env/bin/pip install -qq --disable-pip-version-check -c constraints.txt out/dist/*.whl
+	cd out/dist && env/bin/python -P -m spigot.testing --count 2
 
 bench: .venv-bench/.ready  ## every workload against every peer, an hour; BENCH_ARGS="--only sparsemax"
 	.venv-bench/bin/python -m benchmarks $(BENCH_ARGS)

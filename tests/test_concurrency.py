@@ -64,7 +64,7 @@ def test_the_number_of_threads_changes_nothing(
     row: Row, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor where a slice begins: here every instance is one, however short it takes."""
-    monkeypatch.setattr(pool, "ALONE", 0.0)
+    monkeypatch.setattr(pool, "LONG", 0.0)
     monkeypatch.setattr(pool, "SLICE", 1e-12)
     scores = normal(row.polytope, 7)
     threads(1)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_what_takes_long_is_shared_and_what_takes_less_than_waking_is_not(
     over_instances(sleeps, 8, np.full((8, 1), 2e-2))
     assert len(calls) == 8
     assert len({name for _, _, name in calls}) == 2, "the calling thread and one more"
-    for _ in range(9):  # of another size, so the time is another
+    for _ in range(20):  # of another size, so the habit is another
         calls.clear()
         over_instances(sleeps, 8, np.zeros((8, 64)))
     assert [call[:2] for call in calls] == [(0, 8)]
@@ -97,10 +98,36 @@ def test_a_first_call_that_compiles_is_soon_forgotten(threads: Callable[[int], N
             compiles.pop()
             time.sleep(0.5)
 
-    for _ in range(9):
+    for _ in range(20):
         calls.clear()
         over_instances(begins_slowly, 50)
     assert calls == [(0, 50)]
+
+
+def test_the_quicker_way_becomes_the_habit_and_the_other_is_tried_again(
+    threads: Callable[[int], None],
+) -> None:
+    threads(2)
+    both = threading.Lock()  # while it is needed two threads are no quicker than one
+    alone = count_alone = 0
+
+    def sleeps_two_milliseconds(first: int, last: int, needs_lock: np.ndarray) -> None:
+        nonlocal count_alone
+        count_alone += (first, last) == (0, 2)
+        with both if needs_lock[0, 0] else nullcontext():
+            time.sleep(1e-3 * (last - first))
+            if needs_lock[0, 0] and (first, last) != (0, 2):
+                time.sleep(1e-3)
+
+    for needs_lock in (True, False):
+        flags = np.full((2, 1), needs_lock)
+        for _ in range(190):
+            over_instances(sleeps_two_milliseconds, 2, flags)
+        alone, count_alone = count_alone, 0
+        if needs_lock:
+            assert 180 < alone < 190, "in one thread, but for a first few and each 64th"
+        else:
+            assert 0 < alone < 170, "it is noticed that sharing has become quicker"
 
 
 def test_an_error_in_the_calling_thread_waits_for_the_others(threads: Callable[[int], None]) -> None:

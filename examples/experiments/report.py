@@ -135,8 +135,7 @@ def rows(section: Section, brief: bool = False) -> tuple[list[str], list[list[st
     head += ["solved", "ms", "seeds"]
     cells: list[list[str]] = []
     for line in section.lines:
-        steps = sum(result.steps for result in line.results) or 1
-        seconds = sum(result.seconds for result in line.results)
+        each = [result.seconds / result.steps for result in line.results if result.steps]
         bad = Counter(result.status for result in line.results if result.status != FINISHED)
         seeds = str(len(line.results)) + "".join(f", {n} {status}" for status, n in bad.items())
         cells.append(
@@ -146,7 +145,7 @@ def rows(section: Section, brief: bool = False) -> tuple[list[str], list[list[st
                 *([task.published.get((section.structure, line.label), "")] if published else []),
                 *([against(line, baseline, main)] if baseline else []),
                 calls(line, brief),
-                f"{1000 * seconds / steps:.3g}",
+                f"{1000 * statistics.median(each):.3g}" if each else "",
                 seeds,
             ]
         )
@@ -169,7 +168,7 @@ def notes(section: Section) -> list[str]:
     found = [
         f"`python -m examples.experiments sweep {' '.join(names)}`, {when}; {with_}.",
         f"{task.centre.capitalize()} over seeds ± standard error of the mean, on the test part; solved: "
-        "instances that the polytopes solved a step; ms: milliseconds a step.",
+        "instances that the polytopes solved a step; ms: the processor's milliseconds a step (median).",
     ]
     if section.line(task.baseline) is not None:
         found.append(

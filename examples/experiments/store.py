@@ -41,7 +41,7 @@ class Result:
         test: the task's metrics on the test part; empty unless finished.
         validation: the same of the tested model on the validation part.
         steps: how many were taken.
-        seconds: of these steps alone, without evaluation.
+        seconds: of the processor, for these steps alone, without evaluation.
         calls: instances that the polytopes solved in these steps, by regularizer ("MAP" for none).
         curve: the validation metrics as training went on, each with its "step".
         settings: all options, usual ones too.

@@ -123,9 +123,9 @@ class _Training:
         experiment, progress = self.experiment, self.progress
         saved = time.monotonic()
         while progress.step < experiment.steps:
-            started = time.perf_counter()
+            started = time.process_time()  # other programs, and pauses, are no part of it
             loss = self._step(progress.step)
-            progress.seconds += time.perf_counter() - started
+            progress.seconds += time.process_time() - started
             progress.step += 1
             last = progress.step == experiment.steps
             if not (last or progress.step % experiment.check_every == 0):

@@ -3,8 +3,8 @@
 numba's own parallel layers kill forked children or abort on concurrent calls, so kernels are
 single-threaded and hold no lock, and this pool hands slices to threads. There are
 `torch.get_num_threads()` of them (one inside a DataLoader's worker), the calling one among them, and
-a forked child makes its own. Waking a thread takes as long as much of what kernels do, so the pool
-remembers how long each takes an instance, and a batch that is done sooner stays in one thread.
+a forked child makes its own. Waking a thread takes as long as much of what kernels do, and longer where
+something else keeps a core busy, so the pool remembers of each kernel which was quicker, one or several.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import count as counter
+from math import inf
 from time import perf_counter
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,10 +23,12 @@ import torch
 
 __all__ = ["over_instances"]
 
-ALONE = 3e-4  # seconds of work that no second thread would shorten
+SHORT = 1e-4  # seconds of work, for which no other thread is worth waking
+LONG = 1e-2  # seconds of work that are always shared
 SLICE = 1e-4  # seconds, at least, that a slice should take
 SLICES = 4  # a thread, at most: instances differ in size, and the last slice should be short
-RISE = 0.25  # of the way up to a slower time: a first call compiles, and a thread may have to wait
+RECENT = 0.2  # the weight of a call's time in what is remembered
+AGAIN = 64  # calls after which the way that seemed slower is tried again
 
 Kernel = Callable[..., Any]
 
@@ -48,8 +51,8 @@ class _Pool:
 
 
 _pool = _Pool()
-_seconds: WeakKeyDictionary[Kernel, dict[int, float]] = WeakKeyDictionary()
-"""What an instance took a kernel, by the number of bits of its number of entries."""
+_habits: WeakKeyDictionary[Kernel, dict[tuple[int, int, int], _Habit]] = WeakKeyDictionary()
+"""Of each kernel, by the number of threads and by an instance's and the batch's sizes in bits."""
 
 
 def _forget_threads() -> None:
@@ -77,35 +80,57 @@ def over_instances(kernel: Kernel, count: int, *arrays: Any) -> None:
     if threads == 1:
         kernel(0, count, *arrays)
         return
-    known, size = _seconds.setdefault(kernel, {}), _entries(count, arrays).bit_length()
-    slices = min(SLICES * threads, count, _worthwhile(known.get(size), count))
-    if slices == 1:
-        begun = perf_counter()
-        kernel(0, count, *arrays)
-        spent = perf_counter() - begun
-    else:
+    kind = threads, _bytes(count, arrays).bit_length(), count.bit_length()
+    habit = _habits.setdefault(kernel, {}).setdefault(kind, _Habit())
+    begun = perf_counter()
+    if habit.shares():
+        slices = max(threads, int(min(SLICES * threads, count, habit.work / SLICE)))
         edges = [count * i // slices for i in range(slices + 1)]
-        spent = _share(_Work(kernel, edges, arrays), min(threads, slices))
-    _remember(known, size, spent / count)
+        work = _share(_Work(kernel, edges, arrays), threads)
+        habit.learn(True, perf_counter() - begun, work)
+    else:
+        kernel(0, count, *arrays)
+        seconds = perf_counter() - begun
+        habit.learn(False, seconds, seconds)
 
 
-def _entries(count: int, arrays: tuple[Any, ...]) -> int:
-    """How many entries an instance has in all arrays that have a row for each."""
-    return sum(array.size for array in arrays if getattr(array, "shape", ())[:1] == (count,)) // count
+def _bytes(count: int, arrays: tuple[Any, ...]) -> int:
+    """What an instance takes in all arrays that have a row for each."""
+    return sum(array.nbytes for array in arrays if getattr(array, "shape", ())[:1] == (count,)) // count
 
 
-def _worthwhile(seconds: float | None, count: int) -> int:
-    """The number of slices that are long enough to be worth a thread's waking."""
-    if seconds is None:
-        return count
-    whole = seconds * count
-    return 1 if whole < ALONE else max(2, int(whole / SLICE))
+class _Habit:
+    """Whether one thread or several were quicker with a kernel's batches of about this size."""
+
+    def __init__(self) -> None:
+        self.calls = -1  # the first one may compile, and is not remembered
+        self.work = inf  # seconds of all threads together
+        self.took: dict[bool, float] = {}  # seconds, shared and not
+
+    def shares(self) -> bool:
+        """Whether the next call should be shared."""
+        if self.calls < 1 or self.work > LONG:
+            return True
+        if self.work < SHORT or len(self.took) == 1:
+            return False
+        shared = self.took[True] < self.took[False]
+        return shared != (self.calls % AGAIN == 0)
+
+    def learn(self, shared: bool, seconds: float, work: float) -> None:
+        """What a call took, and what its threads took together."""
+        self.calls += 1
+        if not self.calls:
+            return
+        again = self.calls % AGAIN == 1  # what it took long ago tells nothing
+        self.took[shared] = _towards(seconds, None if again else self.took.get(shared))
+        self.work = _towards(work, None if self.work == inf else self.work)
 
 
-def _remember(known: dict[int, float], size: int, seconds: float) -> None:
-    """A shorter time is believed at once, a longer one bit by bit."""
-    before = known.get(size, seconds)
-    known[size] = min(seconds, before + RISE * (seconds - before))
+def _towards(seconds: float, before: float | None) -> float:
+    """A running mean, in which a call that had to wait counts as one four times as long at most."""
+    if before is None:
+        return seconds
+    return before + RECENT * (min(seconds, 4 * before + 1e-6) - before)
 
 
 class _Work:

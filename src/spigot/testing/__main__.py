@@ -1,7 +1,8 @@
 """Checks from the shell, of one structure or of a whole table of them.
 
-`python -m spigot.testing package.module:Name --args ...` checks one; where the name is a list whose
-items have a `name`, a `polytope` and a `twin` (as `tests.structures:STRUCTURES`), all of them.
+`python -m spigot.testing package.module:Name --args ...` checks one; where the name is a list of
+polytopes, or of items that have a `name`, a `polytope` and a `twin` (as
+`tests.structures:STRUCTURES`), all of them; with no name a few, to see that an installation works.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m spigot.testing",
         description="Checks every fact and fast rule of a polytope against the generic roads and cvxpy.",
     )
-    parser.add_argument("target", help="package.module:Name: a Polytope, a class of them, or a table")
+    parser.add_argument(
+        "target",
+        nargs="?",
+        default="spigot.testing.installed:FEW",
+        help="package.module:Name: a Polytope, a class of them, or a table; a few small ones if left out",
+    )
     parser.add_argument("--args", nargs="*", default=[], help="its arguments: 8 8 12, or k=3")
     parser.add_argument("--against", help="package.module:Name of another declaration of the same set")
     parser.add_argument("--against-args", nargs="*", default=[], help="its arguments")
@@ -51,8 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _check_all(rows: list[Any], seed: int, count: int) -> int:
     reports: dict[str, Report] = {}
     for row in rows:
-        reports[row.name] = check(row.polytope, row.twin, seed=seed, count=count)
-        print(f"{row.name}: {'passed' if reports[row.name].passed else 'FAILED'}", file=sys.stderr)
+        alone = isinstance(row, Polytope)
+        name, polytope, twin = (str(row), row, None) if alone else (row.name, row.polytope, row.twin)
+        reports[name] = check(polytope, twin, seed=seed, count=count)
+        print(f"{name}: {'passed' if reports[name].passed else 'FAILED'}", file=sys.stderr)
     print(whole_table(reports))
     return 0 if all(report.passed for report in reports.values()) else 1
 

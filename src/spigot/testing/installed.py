@@ -1,0 +1,31 @@
+"""A few small structures, one a kind of declaration, by which an installation is seen to work.
+
+`python -m spigot.testing` checks them; nothing but the installed package is needed.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from spigot.polytopes import (
+    Arborescence,
+    Hull,
+    Matching,
+    Permutahedron,
+    Polytope,
+    Sequence,
+    Simplex,
+    Subset,
+)
+
+__all__ = ["FEW"]
+
+FEW: list[Polytope] = [
+    Simplex(4),
+    Subset(4, 2),
+    Arborescence(3),
+    Matching(3, 3),
+    Sequence(3, 2),
+    Permutahedron(torch.arange(3.0)),
+    Hull(torch.eye(3)),
+]
