@@ -36,6 +36,7 @@ class Argmax(opaque.Opaque):
         solver: forces a generic road in the forward pass.
 
     Raises:
+        TypeError: a pull-back that is no estimator, or a polytope or solver that is none.
         UnsupportedProblem: when the layer is made, if the polytope cannot do what the pull-back needs.
 
     Example:
@@ -123,7 +124,7 @@ class Argmax(opaque.Opaque):
             lengths: `(*batch,)`, integers.
             keep: bool, broadcast to the scores; excluded parts have gradient exactly 0.
             params: per-instance values of what `polytope.parameters` names.
-            downstream: mu `(*batch, *event)` -> loss `(*batch)`, each instance's own loss, never
+            downstream: mu `(*batch, *event)` -> loss `(*batch,)`, each instance's own loss, never
                 divided by the batch size; evaluated again in the backward at points other than the
                 forward value.
             start: where projections may begin, those of the backward too: a `Solution` of the same

@@ -33,7 +33,12 @@ class Baseline(nn.Module):
     """
 
     def check(self, polytope: Polytope, samples: int) -> None:
-        """Raises where it cannot be had for that polytope and number of samples."""
+        """Raises where it cannot be had for that polytope and number of samples.
+
+        Args:
+            polytope: M.
+            samples: K.
+        """
 
     def forward(self, losses: Tensor, best: Callable[[], Tensor], score: Tensor) -> Tensor:
         """The baselines.
@@ -64,12 +69,20 @@ class RunningMean(Baseline):
 
     Raises:
         ValueError: momentum out of range.
+        TypeError: momentum that is no number.
 
     Example:
+        >>> import torch
         >>> from spigot.layers import RunningMean, ScoreFunction
-        >>> from spigot.polytopes import Subset
-        >>> ScoreFunction(Subset(4, 2), baseline=RunningMean(0.1))
-        ScoreFunction(Subset(d=4, k=2, at_most=False), samples=1, baseline=RunningMean(0.1))
+        >>> from spigot.polytopes import Simplex
+        >>> layer = ScoreFunction(Simplex(2), baseline=RunningMean(0.1))
+        >>> for _ in range(2):  # first without a baseline, then with the mean loss
+        ...     scores = torch.zeros(10000, 2, requires_grad=True)
+        ...     rng = torch.Generator().manual_seed(0)
+        ...     layer(scores, lambda z: 10 + z[:, 0], generator=rng).sum().backward()
+        ...     scores.grad[:, 0].mean().round(decimals=1), scores.grad[:, 0].std().round()
+        (tensor(0.2000), tensor(5.))
+        (tensor(0.2000), tensor(0.))
 
     References:
         Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement
@@ -114,6 +127,7 @@ class MinimumVariance(Baseline):
 
     Raises:
         ValueError: momentum out of range, or two layers of different parts that share it.
+        TypeError: momentum that is no number.
 
     Example:
         >>> import torch
@@ -143,7 +157,11 @@ class MinimumVariance(Baseline):
         return f"MinimumVariance({self.momentum})"
 
     def check(self, polytope: Polytope, samples: int) -> None:
-        """Makes the buffers: E[score^2 l] and E[score^2] of each part."""
+        """Makes the buffers: E[score^2 l] and E[score^2] of each part.
+
+        Raises:
+            ValueError: it has buffers already, of another shape.
+        """
         event = polytope.event_shape
         if "weight" not in self._buffers:
             self.register_buffer("weighted", torch.zeros(event))
@@ -175,10 +193,17 @@ class LeaveOneOut(Baseline):
     """For each sample the mean loss of the instance's other samples; needs at least two.
 
     Example:
+        >>> import torch
         >>> from spigot.layers import LeaveOneOut, ScoreFunction
         >>> from spigot.polytopes import Simplex
-        >>> ScoreFunction(Simplex(3), samples=4, baseline=LeaveOneOut())
-        ScoreFunction(Simplex(d=3), samples=4, baseline=LeaveOneOut())
+        >>> for baseline in (None, LeaveOneOut()):
+        ...     scores = torch.zeros(10000, 2, requires_grad=True)
+        ...     layer = ScoreFunction(Simplex(2), samples=2, baseline=baseline)
+        ...     rng = torch.Generator().manual_seed(0)
+        ...     layer(scores, lambda z: 10 + z[:, 0], generator=rng).sum().backward()
+        ...     scores.grad[:, 0].mean().round(decimals=1), scores.grad[:, 0].std().round(decimals=1)
+        (tensor(0.2000), tensor(3.7000))
+        (tensor(0.2000), tensor(0.2000))
 
     References:
         Kool, van Hoof and Welling, "Buy 4 REINFORCE samples, get a baseline for free!" (2019).
@@ -200,10 +225,15 @@ class SelfCritical(Baseline):
     """The loss at MAP, at one more call of the loss: what the model would get without sampling.
 
     Example:
+        >>> import torch
         >>> from spigot.layers import ScoreFunction, SelfCritical
         >>> from spigot.polytopes import Simplex
-        >>> ScoreFunction(Simplex(3), baseline=SelfCritical())
-        ScoreFunction(Simplex(d=3), samples=1, baseline=SelfCritical())
+        >>> layer = ScoreFunction(Simplex(2), baseline=SelfCritical())
+        >>> scores = torch.tensor([9.0, 0.0], requires_grad=True)
+        >>> rng = torch.Generator().manual_seed(0)
+        >>> layer(scores, lambda z: 10 + z[0], generator=rng).backward()
+        >>> scores.grad  # the sample is the MAP: nothing to learn from it
+        tensor([0., -0.])
 
     References:
         Rennie, Marcheret, Mroueh, Ross and Goel, "Self-critical sequence training for image captioning"

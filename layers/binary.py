@@ -79,6 +79,9 @@ class StochasticTimesSmooth(nn.Module):
             lengths: `(*batch,)`, integers.
             keep: bool, broadcast to the scores; excluded neurons are 0 with gradient exactly 0.
             generator: for the draws.
+
+        Raises:
+            TypeError, ValueError: bad input as for `Polytope.solve`.
         """
         problem = pose(self.polytope, scores, None, lengths, keep)
         root = (0.5 * nn.functional.logsigmoid(problem.scores)).exp()  # right where p underflows

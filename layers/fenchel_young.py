@@ -29,6 +29,7 @@ class FenchelYoungLoss(TargetLoss):
         solver: forces a generic road.
 
     Raises:
+        TypeError: a polytope, regularizer or solver that is none.
         ValueError: an unknown reduction.
         UnsupportedProblem: when the loss is made, if no road leads there.
 
@@ -84,6 +85,7 @@ class FenchelYoungLoss(TargetLoss):
             A scalar, or `(*batch,)` with `reduction="none"`.
 
         Raises:
+            TypeError: scores, target, labels or masks of another kind.
             ValueError: neither or both of target and labels, a wrong shape, or a target outside M
                 or excluded by `keep` (the instance is named).
         """

@@ -50,7 +50,7 @@ class StructuredHingeLoss(TargetLoss):
 
     Raises:
         ValueError: an unknown reduction; weights that are negative, not finite or of another shape.
-        TypeError: `of` is no `LinearMap`.
+        TypeError: `of` is no `LinearMap`, or a polytope, regularizer or solver is none.
         UnsupportedProblem: when the loss is made, if no road leads to the maximum, or a Hamming cost
             is asked for where a part leaves [0, 1].
 
@@ -134,8 +134,9 @@ class StructuredHingeLoss(TargetLoss):
             A scalar, or `(*batch,)` with `reduction="none"`.
 
         Raises:
-            ValueError: neither or both of target and labels, a wrong shape, a target outside M, or no
-                cost.
+            TypeError: scores, target, labels, cost or masks of another kind.
+            ValueError: neither or both of target and labels, a wrong shape, a target outside M or beyond
+                [0, 1] with a Hamming cost, or no cost.
         """
         problem, y = self.posed(scores, target, labels, lengths, keep, params)
         slope, own = self._hamming(problem, y) if cost is None else _given(problem, scores, y, cost)

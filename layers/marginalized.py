@@ -125,7 +125,7 @@ class MarginalizedExpectation(Objective):
             generator: without effect: nothing is random.
 
         Raises:
-            ValueError: the loss returned another shape than the batch's.
+            ValueError: bad input as for `Polytope.solve`, or a loss of another shape than the batch's.
             UnsupportedProblem: more structures than can be listed.
             ConvergenceError: a solver did not converge.
         """
@@ -280,11 +280,11 @@ def _listed(problem: Problem) -> tuple[Tensor, Tensor]:  # (n, m, *event), (n, m
     counts = objective.exp().round()
     if float(counts.max()) > MOST:
         rows = rows_where(counts > MOST)
+        count = f"{counts[rows[0]].item():.3g}"
         raise unsupported(
             problem.polytope,
             problem.regularizer,
-            f"{problem.describe(rows)} has {counts[rows[0]].item():.3g} structures, and at most {MOST} "
-            "are listed.",
+            problem.describe_wrong(rows, f"has {count} structures, and at most {MOST} are listed"),
             "Use Euclidean(), whose support is sparse, or ScoreFunction, which samples.",
         )
     sizes, which = distinct(counts.long())

@@ -51,6 +51,7 @@ class Perturbed(nn.Module):
         solver: forces a generic road to MAP.
 
     Raises:
+        TypeError: noise that is no `Noise`, or samples that are no whole number.
         ValueError: see `Args`; samples below 1, or odd though antithetic.
         UnsupportedProblem: when the layer is made: noise without a score, such as `SumOfGamma`, or a
             polytope without MAP.
@@ -120,6 +121,10 @@ class Perturbed(nn.Module):
             keep: bool, broadcast to the scores; excluded parts have gradient exactly 0.
             params: per-instance values of what `polytope.parameters` names; they get no gradient.
             generator: for the noise.
+
+        Raises:
+            TypeError, ValueError: bad input as for `Polytope.solve`.
+            ConvergenceError: a solver did not converge.
         """
         way = road(self.polytope, None, self.solver)
         problem = pose(self.polytope, scores, None, lengths, keep, params)
@@ -148,6 +153,9 @@ class Perturbed(nn.Module):
             keep: bool, broadcast to the scores.
             params: per-instance values of what `polytope.parameters` names, detached.
             generator: for the noise.
+
+        Raises:
+            TypeError, ValueError, ConvergenceError: as for `forward`.
         """
         way = road(self.polytope, None, self.solver)
         problem = pose(self.polytope, scores, None, lengths, keep, params)

@@ -45,6 +45,7 @@ class PerturbedLoss(TargetLoss):
         solver: forces a generic road to MAP.
 
     Raises:
+        TypeError: noise that is no `Noise`, or samples that are no whole number.
         ValueError: an unknown reduction; samples below 1, or odd though antithetic; noise that does not
             allow what was asked.
         UnsupportedProblem: when the loss is made, for a polytope without MAP.
@@ -112,6 +113,7 @@ class PerturbedLoss(TargetLoss):
             A scalar, or `(*batch,)` with `reduction="none"`.
 
         Raises:
+            TypeError: scores, target, labels or masks of another kind.
             ValueError: neither or both of target and labels, a wrong shape, or a target outside M.
         """
         problem, y = self.posed(scores, target, labels, lengths, keep, params)

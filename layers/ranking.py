@@ -100,6 +100,9 @@ class SoftSort(_SoftOrder):
         Args:
             values: `(*batch, d)`, floating.
             lengths: `(*batch,)`: sorts the first values of each instance; zeros follow.
+
+        Raises:
+            ValueError: values without a dimension or not finite, or a length out of range.
         """
         weights = _values(values)
         d = weights.shape[-1]
@@ -148,6 +151,9 @@ class SoftRank(_SoftOrder):
         Args:
             values: `(*batch, d)`, floating.
             lengths: `(*batch,)`: ranks the first values of each instance; zeros follow.
+
+        Raises:
+            ValueError: values without a dimension or not finite, or a length out of range.
         """
         scores = self._strong(_values(values))
         return (

@@ -45,7 +45,7 @@ class Relaxed(opaque.Opaque):
         damping: from 0, the exact Jacobian, to 1.
 
     Raises:
-        TypeError: no regularizer.
+        TypeError: a polytope, regularizer or solver that is none, or a damping that is no number.
         UnsupportedProblem: when the layer is made, if no road leads there; when it is differentiated
             twice, if there is no second derivative.
         ValueError: damping outside [0, 1].
@@ -117,6 +117,10 @@ class Relaxed(opaque.Opaque):
             start: where to begin, as for `Polytope.solve`: a `Solution` of the same batch, or
                 `SupportCache.at(ids)`. The answer does not depend on it; inside torch.compile and
                 torch.func it goes unused.
+
+        Raises:
+            TypeError, ValueError: bad input as for `Polytope.solve`.
+            ConvergenceError: a solver did not converge (running out of a budget is no error here).
         """
         if opaque.transformed():
             return opaque.answer(self, scores, keep, lengths, params)
@@ -132,7 +136,17 @@ class Relaxed(opaque.Opaque):
         folded: int = 0,
         start: Solution | CachedSupports | None = None,
     ) -> Tensor:
-        """The maximiser, also as one operation in a traced graph: see `Opaque`."""
+        """The maximiser, also as one operation in a traced graph: see `Opaque`.
+
+        Args:
+            scores: `(*batch, *event)`.
+            keep: broadcasts to the scores.
+            lengths: `(*batch,)` or `(*batch, 2)`.
+            params: by name, broadcast to `(*batch, *shape)`.
+            draws: none.
+            folded: without effect: instances do not depend on each other.
+            start: as for `forward`.
+        """
         rule = road(self.polytope, self.regularizer, self.solver)
         problem = pose(self.polytope, scores, self.regularizer, lengths, keep, params, start)
         value = implicit.damped(problem, implicit.maximize(problem, rule), self.damping)

@@ -49,7 +49,8 @@ class ScoreFunction(Objective):
             `MinimumVariance()`, `LeaveOneOut()` or `SelfCritical()`. None changes the gradient's mean.
 
     Raises:
-        TypeError: a baseline that is no `Baseline`.
+        TypeError: a baseline that is no `Baseline`, noise that is no `Noise`, or samples that are no
+            whole number.
         ValueError: samples below 1, or below 2 with `LeaveOneOut()`.
         UnsupportedProblem: when the layer is made: no exact samples and no noise, or noise without a
             score, such as `SumOfGamma`.
@@ -120,7 +121,7 @@ class ScoreFunction(Objective):
             generator: for the samples.
 
         Raises:
-            ValueError: the loss returned another shape than the batch's.
+            ValueError: bad input as for `Polytope.solve`, or a loss of another shape than the batch's.
         """
         regularizer = GIBBS if self.perturbation is None else None
         problem = pose(self.polytope, scores, regularizer, lengths, keep, params)

@@ -39,6 +39,7 @@ class SPOPlusLoss(TargetLoss):
         solver: forces a generic road.
 
     Raises:
+        TypeError: a polytope or solver that is none.
         ValueError: an unknown reduction.
         UnsupportedProblem: when the loss is made, if no road leads to MAP.
 
@@ -99,6 +100,7 @@ class SPOPlusLoss(TargetLoss):
             A scalar, or `(*batch,)` with `reduction="none"`.
 
         Raises:
+            TypeError: scores, target, labels or masks of another kind.
             ValueError: both target and labels, a wrong shape, scores that are not finite, or a target
                 outside M.
         """
@@ -132,6 +134,12 @@ class SPOPlusLoss(TargetLoss):
             lengths: `(*batch,)`, integers.
             keep: bool, broadcast to the scores.
             params: per-instance values of what `polytope.parameters` names.
+
+        Returns:
+            A scalar, or `(*batch,)` with `reduction="none"`.
+
+        Raises:
+            TypeError, ValueError: as for the loss.
         """
         problem, true, best = self._posed_with(
             scores, true_scores, target, labels, lengths, keep, params

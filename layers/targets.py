@@ -78,7 +78,8 @@ class TargetLoss(nn.Module):
             ValueError: neither or both of target and labels, a wrong shape, or a target outside M.
         """
         if (target is None) == (labels is None):
-            raise ValueError("Give the loss a target or labels, and not both.")
+            got = "neither" if target is None else "both"
+            raise ValueError(f"Give the loss a target or labels, and not both; got {got}.")
         problem = pose(self.polytope, scores, self.regularizer, lengths, keep, params)
         y = self.polytope.encode(labels, lengths) if target is None else target
         y = same_shape(problem, scores, y, "target", LABELS)

@@ -14,7 +14,8 @@ from spigot.polytopes import dispatch, implicit
 from spigot.polytopes.arrays import distinct, numbers, rows_where
 from spigot.polytopes.bounds import declared_bounds
 from spigot.polytopes.dispatch import Road, Route, Solver
-from spigot.polytopes.errors import ConvergenceError, describe_instances, unsupported, whole_numbers
+from spigot.polytopes.errors import ConvergenceError, unsupported, whole_numbers
+from spigot.polytopes.labels import refuse_labels
 from spigot.polytopes.posing import check_event, check_finite, detached, pose
 from spigot.polytopes.problem import Problem, Solution, Status
 from spigot.polytopes.regularizers import Euclidean, Gibbs, Regularizer, Smooth
@@ -95,7 +96,9 @@ class Polytope:
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one structure's parts."""
-        raise NotImplementedError(f"{type(self).__name__} must define event_shape.")
+        raise NotImplementedError(
+            f"{type(self).__name__} must define event_shape: a property, such as (3,) for three parts."
+        )
 
     @property
     def facts(self) -> frozenset[str]:
@@ -105,24 +108,56 @@ class Polytope:
     # (`*args: Any, **kwargs: Any` lets a class with `parameters` name them as arguments of its own.)
 
     def argmax(self, scores: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """A vertex of largest score each: `(n, *event) -> (n, *event)`. Scores are finite."""
+        """A vertex of largest score each: `(n, *event) -> (n, *event)`. Scores are finite.
+
+        Raises:
+            UnsupportedProblem: it is not declared.
+        """
         raise unsupported(self, None, "`argmax` is not declared.", "Use maximize(scores).")
 
     def argmax_for(self, problem: Problem, scores: Tensor) -> Tensor:
-        """`argmax` of a problem's instances, for a class whose errors can name them."""
+        """`argmax` of a problem's instances, for a class whose errors can name them.
+
+        Args:
+            problem: the batch, whose `describe` names instances.
+            scores: `(n, *event)`, finite.
+        """
         return self.argmax(scores)
 
     def constraints(self, y: cp.Variable, *args: Any, **kwargs: Any) -> list[Any]:
-        """Cvxpy constraints on y, of `event_shape`, that hold exactly on M."""
-        raise unsupported(self, None, "`constraints` is not declared.", "Declare them.")
+        """Cvxpy constraints on y, of `event_shape`, that hold exactly on M.
+
+        Raises:
+            UnsupportedProblem: they are not declared.
+        """
+        raise unsupported(
+            self,
+            None,
+            "`constraints` is not declared.",
+            "Define it, such as `def constraints(self, y): return [y >= 0, cp.sum(y) == 1]`, or use "
+            "Facets(constraints, event_shape).",
+        )
 
     def vertices(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Every structure, `(m, *event)`."""
-        raise unsupported(self, None, "`vertices` is not declared.", "Declare them.")
+        """Every structure, `(m, *event)`.
+
+        Raises:
+            UnsupportedProblem: they are not declared.
+        """
+        raise unsupported(
+            self,
+            None,
+            "`vertices` is not declared.",
+            "Define it, such as `def vertices(self): return torch.eye(3)`, or use Hull(points).",
+        )
 
     @property
     def length_range(self) -> tuple[Any, Any]:
-        """The smallest and the largest of `lengths`: numbers, or pairs where there are two sizes."""
+        """The smallest and the largest of `lengths`: numbers, or pairs where there are two sizes.
+
+        Raises:
+            UnsupportedProblem: there is no size.
+        """
         raise unsupported(
             self, None, "it has no size that `lengths` could shorten.", "Use `keep` to mask parts."
         )
@@ -131,8 +166,16 @@ class Polytope:
         """The same structure of another size: a number, or a pair where there are two sizes.
 
         Its event is the leading block of this one's. Declared together with `length_range`.
+
+        Raises:
+            UnsupportedProblem: it is not declared.
         """
-        raise unsupported(self, None, "`at` is not declared.", "Define it beside `length_range`.")
+        raise unsupported(
+            self,
+            None,
+            "`at` is not declared.",
+            "Define it beside `length_range`, such as `def at(self, length): return Mine(length)`.",
+        )
 
     def sized(self, length: Tensor) -> Polytope:
         """`at` that length, made once an object."""
@@ -176,7 +219,12 @@ class Polytope:
         return Given(self, {name: value.detach().cpu() for name, value in values.items()})
 
     def constraints_with(self, y: cp.Variable, values: Mapping[str, Any]) -> list[Any]:
-        """The constraints at these values of the parameters, which may be `cp.Parameter` objects."""
+        """The constraints at these values of the parameters, which may be `cp.Parameter` objects.
+
+        Args:
+            y: a cvxpy variable of `event_shape`.
+            values: by the parameters' names.
+        """
         if set(values) <= self._own:
             return replace(cast(Any, self), **values).constraints(y)
         return self.constraints(y, **values)
@@ -191,20 +239,28 @@ class Polytope:
 
         Unless a structure says otherwise its labels are the vertices themselves.
 
+        Args:
+            labels: in the form that the class describes.
+            lengths: `(*batch,)`, or `(*batch, 2)` where there are two sizes, integers; the largest
+                where there are none.
+
         Raises:
-            ValueError: a label that is no structure.
+            ValueError: a label that is no structure, with the instances.
         """
         vertices: Tensor = torch.as_tensor(labels)
         vertices = vertices if vertices.is_floating_point() else vertices.to(torch.get_default_dtype())
         batch_shape = check_event(self, vertices, "labels")
         inside = self.contains(vertices, tolerance=1e-4)
-        if not bool(inside.all()):
-            rows = rows_where(~inside)
-            raise ValueError(f"labels lie outside {self} in {describe_instances(rows, batch_shape)}.")
+        refuse_labels(f"must lie in {self}", ~inside, vertices, batch_shape)
         return vertices
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Any:
-        """Labels from vertices `(*batch, *event)`: `decode(encode(labels))` is `labels`."""
+        """Labels from vertices `(*batch, *event)`: `decode(encode(labels))` is `labels`.
+
+        Args:
+            vertices: `(*batch, *event)`.
+            lengths: as for `encode`, where padding cannot be told by the vertices alone.
+        """
         check_event(self, vertices, "vertices")
         return vertices
 
@@ -266,9 +322,9 @@ class Polytope:
         Args:
             scores: `(*batch, *event)`.
             regularizer: Omega; None for a vertex (MAP).
-            lengths: `(*batch,)`, integers.
+            lengths: `(*batch,)`, or `(*batch, 2)` where there are two sizes, integers.
             keep: bool, broadcast to the scores.
-            params: per-instance values of what `parameters` names.
+            params: per-instance values of what `parameters` names, `(*batch, *shape)` each.
             solver: forces a generic road.
             start: where to begin: a `Solution` of the same batch, or `SupportCache.at(ids)`. The
                 answer does not depend on it. `ActiveSet` begins with the vertices of its support
@@ -279,8 +335,10 @@ class Polytope:
             A detached `Solution` in the scores' batch shape, dtype and device.
 
         Raises:
-            ValueError: NaN, +inf, a wrong shape, lengths out of range, a mask that leaves nothing, a
-                start of another batch or polytope.
+            TypeError: scores, lengths, keep or params that are no tensors of the right dtype; a class
+                or a name where an object belongs.
+            ValueError: NaN, +inf, a wrong shape, lengths out of range, a mask that leaves nothing
+                (`NoStructure`), a start of another batch or polytope.
             UnsupportedProblem: the declared facts do not answer this.
             ConvergenceError: with `throw`, where the solver stopped early.
 
@@ -320,6 +378,18 @@ class Polytope:
         With a regularizer it is differentiable; without one (MAP) it is a detached vertex, always
         the same one at ties: to train through it use `spigot.layers.Argmax`.
 
+        Args:
+            scores: `(*batch, *event)`.
+            regularizer: Omega; None for a vertex (MAP).
+            lengths: `(*batch,)`, integers, as for `solve`.
+            keep: bool, broadcast to the scores.
+            params: per-instance values of what `parameters` names.
+            solver: forces a generic road.
+            start: where to begin, as for `solve`.
+
+        Raises:
+            TypeError, ValueError, UnsupportedProblem, ConvergenceError: as for `solve`.
+
         Example:
             >>> import torch
             >>> from spigot.polytopes import Subset
@@ -342,6 +412,19 @@ class Polytope:
     ) -> Tensor:
         """The Euclidean projection onto M, differentiable: `maximize(scores, Euclidean())`.
 
+        Args:
+            scores: `(*batch, *event)`.
+            lengths: `(*batch,)`, integers, as for `solve`.
+            keep: bool, broadcast to the scores.
+            params: per-instance values of what `parameters` names.
+            start: where to begin, as for `solve`.
+
+        Returns:
+            `(*batch, *event)`, points of M.
+
+        Raises:
+            TypeError, ValueError, UnsupportedProblem, ConvergenceError: as for `solve`.
+
         Example:
             >>> import torch
             >>> from spigot.polytopes import Hypercube
@@ -360,6 +443,18 @@ class Polytope:
         params: Params = None,
     ) -> Tensor:
         """The mean of p(z) ~ exp<s, z> over the structures, differentiable: `Gibbs()`.
+
+        Args:
+            scores: `(*batch, *event)`.
+            lengths: `(*batch,)`, integers, as for `solve`.
+            keep: bool, broadcast to the scores.
+            params: per-instance values of what `parameters` names.
+
+        Returns:
+            `(*batch, *event)`, points of M.
+
+        Raises:
+            TypeError, ValueError, UnsupportedProblem: as for `solve`.
 
         Example:
             >>> import torch
@@ -382,6 +477,18 @@ class Polytope:
     ) -> Tensor:
         """The maximum of <s, y> - Omega(y) over M, `(*batch,)`; its gradient is the maximiser.
 
+        Args:
+            scores: `(*batch, *event)`.
+            regularizer: Omega; None for the largest score.
+            lengths: `(*batch,)`, integers, as for `solve`.
+            keep: bool, broadcast to the scores.
+            params: per-instance values of what `parameters` names.
+            solver: forces a generic road.
+            start: where to begin, as for `solve`.
+
+        Raises:
+            TypeError, ValueError, UnsupportedProblem, ConvergenceError: as for `solve`.
+
         Example:
             >>> import torch
             >>> from spigot.polytopes import Euclidean, Simplex
@@ -403,6 +510,15 @@ class Polytope:
     ) -> Tensor:
         """log of the sum over structures of exp<s, z>, `(*batch,)`; its gradient is `marginals`.
 
+        Args:
+            scores: `(*batch, *event)`.
+            lengths: `(*batch,)`, integers, as for `solve`.
+            keep: bool, broadcast to the scores.
+            params: per-instance values of what `parameters` names.
+
+        Raises:
+            TypeError, ValueError, UnsupportedProblem: as for `solve`.
+
         Example:
             >>> import torch
             >>> from spigot.polytopes import Subset
@@ -420,6 +536,15 @@ class Polytope:
         params: Params = None,
     ) -> Tensor:
         """The entropy of p(z) ~ exp<s, z> in nats, `(*batch,)`, differentiable.
+
+        Args:
+            scores: `(*batch, *event)`.
+            lengths: `(*batch,)`, integers, as for `solve`.
+            keep: bool, broadcast to the scores.
+            params: per-instance values of what `parameters` names.
+
+        Raises:
+            TypeError, ValueError, UnsupportedProblem: as for `solve`.
 
         Example:
             >>> import torch
@@ -452,6 +577,18 @@ class Polytope:
 
         To train through samples use a layer of `spigot.layers` (`Argmax` for a single choice).
 
+        Args:
+            scores: `(*batch, *event)`.
+            sample_shape: a tuple; `()` for one sample an instance.
+            lengths: `(*batch,)`, integers, as for `solve`.
+            keep: bool, broadcast to the scores.
+            params: per-instance values of what `parameters` names.
+            generator: for the draws.
+
+        Raises:
+            TypeError: `sample_shape` is no tuple.
+            ValueError, UnsupportedProblem: as for `solve`.
+
         Example:
             >>> import torch
             >>> from spigot.polytopes import Simplex
@@ -482,8 +619,17 @@ class Polytope:
     ) -> Tensor:
         """The k best structures, best first: `(k, *batch, *event)`, detached vertices.
 
+        Args:
+            scores: `(*batch, *event)`.
+            k: how many, at least 1.
+            lengths: `(*batch,)`, integers, as for `solve`.
+            keep: bool, broadcast to the scores.
+            params: per-instance values of what `parameters` names.
+
         Raises:
-            ValueError: some instance has fewer than k structures.
+            TypeError: k is no whole number.
+            ValueError: k < 1, or some instance has fewer than k structures.
+            UnsupportedProblem: as for `solve`.
 
         Example:
             >>> import torch
@@ -515,6 +661,16 @@ class Polytope:
     ) -> Tensor:
         """Whether y lies within `tolerance` of M (of the face that the masks leave), `(*batch,)`.
 
+        Args:
+            y: `(*batch, *event)`.
+            lengths: `(*batch,)`, integers, as for `solve`.
+            keep: bool, broadcast to the scores.
+            params: per-instance values of what `parameters` names.
+            tolerance: of each part, to the nearest point of M.
+
+        Raises:
+            TypeError, ValueError, UnsupportedProblem, ConvergenceError: as for `solve`.
+
         Example:
             >>> import torch
             >>> from spigot.polytopes import Simplex
@@ -542,7 +698,16 @@ class Polytope:
 
         It bounds how far y is from optimal; for `Euclidean`, |y - y*|^2.
 
+        Args:
+            y: `(*batch, *event)`.
+            scores: of the same shape.
+            regularizer: Omega; None for MAP.
+            lengths: `(*batch,)`, integers, as for `solve`.
+            keep: bool, broadcast to the scores.
+            params: per-instance values of what `parameters` names.
+
         Raises:
+            ValueError: y and the scores differ in shape; else as for `solve`.
             UnsupportedProblem: for Gibbs, whose marginals are checked by moments instead.
 
         Example:
@@ -579,6 +744,15 @@ class Polytope:
         solver: Solver | None = None,
     ) -> Route:
         """What would run: the road, the facts, whether it is exact, and its cost.
+
+        Args:
+            regularizer: Omega; None for MAP.
+            device: where the scores would be.
+            solver: as for `solve`.
+
+        Raises:
+            TypeError: a class or a name where an object belongs.
+            UnsupportedProblem: no road leads there.
 
         Example:
             >>> from spigot.polytopes import Euclidean, Simplex

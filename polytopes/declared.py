@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spigot.polytopes.arrays import tensor
+from spigot.polytopes.arrays import first_part, tensor
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.errors import OracleError, UnboundedPolytope, whole_numbers
+from spigot.polytopes.labels import refuse_labels, whole_labels
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem
 from spigot.polytopes.workers import Crew, Failure, Processes, Threads, crew
@@ -31,6 +32,8 @@ def _name(function: Callable[..., Any]) -> str:
 @dataclass(frozen=True, eq=False)
 class Hull(Polytope):
     """conv(points). Labels are the rows' indices.
+
+    Parts: `(*event)`, those of one point. Labels: `(*batch,)`, integers.
 
     Args:
         points: `(m, *event)`, a tensor or anything `torch.as_tensor` takes; duplicates count once.
@@ -58,8 +61,12 @@ class Hull(Polytope):
             raise ValueError(
                 f"Hull needs points of shape (m, *event) with m >= 1, got {tuple(points.shape)}."
             )
-        if not bool(torch.isfinite(points.double()).all()):
-            raise ValueError("Hull's points must be finite.")
+        bad = ~torch.isfinite(points.double())
+        if bool(bad.any()):
+            part = first_part(bad)
+            raise ValueError(
+                f"Hull's points must be finite; point {part[0]} holds {points[part].item():g}."
+            )
         object.__setattr__(self, "points", points.detach().double().cpu())
 
     def __repr__(self) -> str:
@@ -76,14 +83,20 @@ class Hull(Polytope):
         return self.points
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
-        """The points of these indices."""
-        index = torch.as_tensor(labels)
-        if index.is_floating_point() or bool(((index < 0) | (index >= len(self.vertices()))).any()):
-            raise ValueError(f"labels must be indices 0..{len(self.vertices()) - 1} of the points.")
+        """The points `(*batch, *event)` of these indices `(*batch,)`.
+
+        Raises:
+            TypeError: labels are no integers.
+            ValueError: one that is no row's.
+        """
+        index = whole_labels(labels, "indices of the points")
+        wrong = (index < 0) | (index >= len(self.vertices()))
+        must = f"must be indices 0..{len(self.vertices()) - 1} of the points"
+        refuse_labels(must, wrong, index, index.shape)
         return self.vertices()[index.long().cpu()].to(torch.get_default_dtype())
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The index of the nearest point."""
+        """The index of the nearest point, `(*batch,)`."""
         check_event(self, vertices, "vertices")
         dims = len(self.event_shape)
         points = self.vertices().flatten(1).to(vertices.device)
@@ -95,11 +108,15 @@ class Hull(Polytope):
 class Facets(Polytope):
     """{y : constraints(y)}, from linear cvxpy constraints; auxiliary variables are allowed.
 
+    Parts: `(*shape)`. Labels are the vertices themselves.
+
     Args:
         constraints_of: takes a cvxpy variable of `shape` and returns a list of constraints.
-        shape: the event shape.
+        shape: the event shape, a number or a tuple.
 
     Raises:
+        ValueError: a size below 1.
+        TypeError: at first use, if the function returns no list.
         UnsupportedProblem, InfeasiblePolytope, UnboundedPolytope: at first use, if it is no polytope.
 
     Example:
@@ -134,11 +151,13 @@ class Facets(Polytope):
 class Oracle(Polytope):
     """conv of the values of an argmax oracle.
 
+    Parts: `(*shape)`. Labels are the vertices themselves.
+
     Args:
         fn: returns a structure of largest score. With `batched=False` a plain numpy function of one
             instance, `(*event) -> (*event)` float64 arrays; else torch, `(n, *event)` each way.
             It never sees NaN or inf: excluded parts get a very low finite score.
-        shape: the event shape.
+        shape: the event shape, a number or a tuple.
         batched: whether `fn` takes a batch of tensors.
         workers: for a slow `fn` of one instance: so many processes, or `Threads(n)` of
             `spigot.polytopes.workers` where it releases the interpreter's lock. Answers do not
@@ -146,9 +165,10 @@ class Oracle(Polytope):
         timeout: seconds that a worker may take for an instance.
 
     Raises:
-        ValueError: when made, if `fn` cannot be sent to a process, or workers and `batched` are both
-            asked for, or a `timeout` without workers; at a call, if `fn` returns another shape or a
-            non-finite value.
+        TypeError: workers that are no whole number, `Threads` or `Processes`.
+        ValueError: when made, if a size of `shape` is below 1, or `fn` cannot be sent to a process, or
+            workers and `batched` are both asked for, or a `timeout` without workers; at a call, if `fn`
+            returns another shape or a non-finite value.
         OracleError: at a call, if `fn` raises, or its worker process dies; with the instance.
         TimeoutError: at a call, where an instance takes longer than `timeout`.
 
@@ -197,7 +217,12 @@ class Oracle(Polytope):
         return self._answers(scores, lambda row: f"instance {row}")
 
     def argmax_for(self, problem: Problem, scores: Tensor) -> Tensor:
-        """The same, instances named as the problem names them."""
+        """The same, instances named as the problem names them.
+
+        Args:
+            problem: the batch.
+            scores: `(n, *event)`.
+        """
         return self._answers(scores, lambda row: problem.describe([row]))
 
     def _crew(self) -> Crew:
@@ -234,13 +259,17 @@ class IntegerHull(Polytope):
     onto the linear relaxation. Auxiliary variables keep the kind (continuous, integer, boolean)
     that they are declared with.
 
+    Parts: `(*shape)`. Labels are the vertices themselves.
+
     Args:
         constraints_of: takes a cvxpy variable of `shape` and returns a list of linear constraints.
-        shape: the event shape.
+        shape: the event shape, a number or a tuple.
 
     Raises:
-        InfeasiblePolytope: there is no integer point.
-        UnsupportedProblem: a constraint is not linear.
+        ValueError: a size below 1.
+        InfeasiblePolytope: at first use, if there is no integer point.
+        UnboundedPolytope: at a call, if the scores grow without end along a part.
+        UnsupportedProblem: at first use, if a constraint is not linear.
 
     Example:
         >>> import torch
@@ -274,7 +303,12 @@ class IntegerHull(Polytope):
         return MixedIntegerProgram(*integer_rows(self.constraints_of, self.shape, self))
 
     def argmax(self, scores: Tensor) -> Tensor:
-        """A best integer point each."""
+        """A best integer point each.
+
+        Raises:
+            InfeasiblePolytope: there is none.
+            UnboundedPolytope: the scores grow without end along a part.
+        """
         from spigot.polytopes.canonical import check_bounded, no_integer_point
 
         rows = scores.detach().double().cpu().flatten(1).numpy()

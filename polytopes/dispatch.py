@@ -53,7 +53,12 @@ class Road:
     """The road to take instead where the scores are not on the CPU."""
 
     def lacks(self, polytope: Polytope, regularizer: Regularizer | None) -> str:
-        """What keeps this road from that problem; empty when nothing does."""
+        """What keeps this road from that problem; empty when nothing does.
+
+        Args:
+            polytope: M.
+            regularizer: Omega; None for MAP.
+        """
         return ""
 
     def reads(self, problem: Problem) -> frozenset[str]:
@@ -69,11 +74,25 @@ class Road:
         return self.solve(problem)
 
     def residual(self, problem: Problem, solution: Solution) -> Tensor | None:
-        """By how much the answer may leave M, `(n,)`, where the road works from rows."""
+        """By how much the answer may leave M, `(n,)`, where the road works from rows.
+
+        Args:
+            problem: the batch.
+            solution: its answer by this road.
+        """
         return None
 
     def vjp(self, problem: Problem, solution: Solution, grad: Tensor) -> Tensor:
-        """The Jacobian of the maximiser by the scores, transposed, times grad `(n, *event)`."""
+        """The Jacobian of the maximiser by the scores, transposed, times grad `(n, *event)`.
+
+        Args:
+            problem: the batch.
+            solution: its answer by this road.
+            grad: `(n, *event)`.
+
+        Raises:
+            UnsupportedProblem: the road has no derivative.
+        """
         raise unsupported(
             problem.polytope,
             problem.regularizer,
@@ -82,7 +101,17 @@ class Road:
         )
 
     def curve(self, problem: Problem, solution: Solution, u: Tensor, v: Tensor) -> Tensor:
-        """The gradient by the scores of <v, J u>, J their Jacobian; u and v are `(n, *event)`."""
+        """The gradient by the scores of <v, J u>, J their Jacobian, `(n, *event)`.
+
+        Args:
+            problem: the batch.
+            solution: its answer by this road.
+            u: `(n, *event)`.
+            v: `(n, *event)`.
+
+        Raises:
+            UnsupportedProblem: the road has no second derivative.
+        """
         omega = problem.regularizer
         if isinstance(omega, Euclidean | EuclideanOf):
             return torch.zeros_like(u)
@@ -101,7 +130,16 @@ class Road:
         )
 
     def vjp_params(self, problem: Problem, solution: Solution, grad: Tensor) -> dict[str, Tensor]:
-        """The maximiser's Jacobian by the floating parameters, transposed, times grad."""
+        """The maximiser's Jacobian by the floating parameters, transposed, times grad.
+
+        Args:
+            problem: the batch.
+            solution: its answer by this road.
+            grad: `(n, *event)`.
+
+        Raises:
+            UnsupportedProblem: the road has no derivative by parameters.
+        """
         raise unsupported(
             problem.polytope,
             problem.regularizer,
@@ -110,7 +148,15 @@ class Road:
         )
 
     def envelope(self, problem: Problem, solution: Solution) -> dict[str, Tensor]:
-        """The gradient of the maximum by the floating parameters, `(n, *shape)` each."""
+        """The gradient of the maximum by the floating parameters, `(n, *shape)` each.
+
+        Args:
+            problem: the batch.
+            solution: its answer by this road.
+
+        Raises:
+            UnsupportedProblem: the road has no derivative by parameters.
+        """
         raise unsupported(
             problem.polytope,
             problem.regularizer,
@@ -119,7 +165,16 @@ class Road:
         )
 
     def sample(self, problem: Problem, count: int, generator: torch.Generator | None) -> Tensor:
-        """`count` exact samples an instance from p(z) ~ exp<s, z>, `(count, n, *event)`."""
+        """`count` exact samples an instance from p(z) ~ exp<s, z>, `(count, n, *event)`.
+
+        Args:
+            problem: the batch.
+            count: how many.
+            generator: for the draws.
+
+        Raises:
+            UnsupportedProblem: the road has no samples.
+        """
         raise unsupported(
             problem.polytope,
             problem.regularizer,
@@ -132,7 +187,15 @@ class Road:
         return None
 
     def top_k(self, problem: Problem, k: int) -> Tensor:
-        """The k best vertices, best first, `(k, n, *event)`."""
+        """The k best vertices, best first, `(k, n, *event)`.
+
+        Args:
+            problem: the batch.
+            k: how many.
+
+        Raises:
+            UnsupportedProblem: the road lists none.
+        """
         raise unsupported(
             problem.polytope,
             problem.regularizer,
@@ -325,6 +388,14 @@ class Route:
         cost: its cost an instance.
         native: whether it runs on the device asked about; otherwise the problem is solved on
             the CPU and the answer copied back.
+
+    Example:
+        >>> from spigot.polytopes import Euclidean, Matching
+        >>> route = Matching(5).which(Euclidean(), device="cuda")
+        >>> route.rule
+        'semismooth Newton on the row and column multipliers'
+        >>> route.exact, route.native
+        (True, False)
     """
 
     rule: str

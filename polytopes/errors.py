@@ -18,33 +18,99 @@ __all__ = [
     "UnsupportedProblem",
     "check_budget",
     "describe_instances",
+    "describe_wrong",
     "unsupported",
     "whole_numbers",
 ]
 
 
 class UnsupportedProblem(NotImplementedError):
-    """The declared facts do not suffice for this problem; the message says what to declare."""
+    """The declared facts do not suffice for this problem; the message says what to declare.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Facets
+        >>> box = Facets(lambda y: [y >= 0, y <= 1], (2,))
+        >>> box.marginals(torch.zeros(2))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        spigot.polytopes.errors.UnsupportedProblem: Facets(<lambda>, (2,)) cannot answer ...
+        It declares these facts: constraints.
+        Declare `vertices` to sum over the structures, or use Shannon() or Euclidean().
+    """
 
 
 class InfeasiblePolytope(ValueError):
-    """The declared constraints have no solution; the message names a conflicting subset."""
+    """The declared constraints have no solution; the message names a conflicting subset.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Facets
+        >>> nothing = Facets(lambda y: [y >= 0, y <= 1, sum(y) == 3], (2,))
+        >>> nothing.maximize(torch.zeros(2))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        spigot.polytopes.errors.InfeasiblePolytope: No point satisfies the constraints of ...
+    """
 
 
 class UnboundedPolytope(ValueError):
-    """The declared constraints hold an infinite ray, so they are no polytope."""
+    """The declared constraints hold an infinite ray, so they are no polytope.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Facets
+        >>> cone = Facets(lambda y: [y >= 0], (2,))
+        >>> cone.maximize(torch.zeros(2))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        spigot.polytopes.errors.UnboundedPolytope: The constraints of ...
+    """
 
 
 class NoStructure(ValueError):
-    """A mask (`keep`, a score of -inf, or `lengths`) excludes every structure of an instance."""
+    """A mask (`keep`, a score of -inf, or `lengths`) excludes every structure of an instance.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Simplex
+        >>> Simplex(2).maximize(torch.zeros(2, 2), keep=torch.tensor([[True, True], [False, False]]))
+        Traceback (most recent call last):
+            ...
+        spigot.polytopes.errors.NoStructure: keep leaves no part of Simplex(d=2) in instance 1.
+    """
 
 
 class ConvergenceError(RuntimeError):
-    """A solver stopped before its tolerance; `throw=False` returns its best point instead."""
+    """A solver stopped before its tolerance; `throw=False` returns its best point instead.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Euclidean, Subset
+        >>> from spigot.polytopes.solvers import ActiveSet
+        >>> scores, hasty = torch.tensor([0.5, 0.25, -1.0]), ActiveSet(max_steps=0)
+        >>> Subset(3, 1).solve(scores, Euclidean(), solver=hasty)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        spigot.polytopes.errors.ConvergenceError: active set on the oracle did not converge ...
+        >>> Subset(3, 1).solve(scores, Euclidean(), solver=hasty, throw=False).gap
+        tensor(0.7500)
+    """
 
 
 class OracleError(RuntimeError):
-    """A function that answers for one instance raised, or lost its worker; the message names it."""
+    """A function that answers for one instance raised, or lost its worker; the message names it.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Oracle
+        >>> def best(scores):
+        ...     raise RuntimeError("no licence")
+        >>> Oracle(best, (3,)).maximize(torch.zeros(2, 3))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        spigot.polytopes.errors.OracleError: Oracle(best, (3,), batched=False): the oracle ...
+    """
 
 
 def describe_instances(rows: Sequence[int], batch_shape: Sequence[int], limit: int = 5) -> str:
@@ -54,6 +120,13 @@ def describe_instances(rows: Sequence[int], batch_shape: Sequence[int], limit: i
     names = [_index_name(row, batch_shape) for row in rows[:limit]]
     more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
     return f"instance{'s' if len(rows) > 1 else ''} {', '.join(names)}{more}"
+
+
+def describe_wrong(rows: Sequence[int], batch_shape: Sequence[int], does: str) -> str:
+    """What the first of these rows does, and which do so too: `instance 3 has 7. Also wrong: ...`."""
+    first, *others = rows
+    also = f" Also wrong: {describe_instances(others, batch_shape)}." if others else ""
+    return f"{describe_instances([first], batch_shape)} {does}.{also}"
 
 
 def _index_name(row: int, batch_shape: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from spigot.polytopes.arrays import distinct
+from spigot.polytopes.arrays import distinct, first_part
 
 if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
@@ -32,8 +32,11 @@ def listed_vertices(polytope: Polytope) -> Tensor:  # (m, *event), float64
             f"{polytope}.vertices() returned shape {tuple(points.shape)}; it must list at least one "
             f"structure as (m, *event) with the event shape {polytope.event_shape}."
         )
-    if not bool(torch.isfinite(points.double()).all()):
-        raise ValueError(f"{polytope}.vertices() holds NaN or inf.")
+    bad = ~torch.isfinite(points.double())
+    if bool(bad.any()):
+        raise ValueError(
+            f"{polytope}.vertices() holds NaN or inf, first in structure {first_part(bad)[0]}."
+        )
     return points.detach().double()
 
 

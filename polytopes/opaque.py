@@ -96,7 +96,12 @@ class Opaque(nn.Module):
         raise NotImplementedError
 
     def draw(self, scores: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Noise for such scores, `(samples, *batch, *event)`."""
+        """Noise for such scores, `(samples, *batch, *event)`.
+
+        Args:
+            scores: `(*batch, *event)`.
+            generator: for the draws.
+        """
         raise NotImplementedError
 
 

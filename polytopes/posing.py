@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spigot.polytopes.arrays import first_part, numbers, rows_where
 from spigot.polytopes.bounds import parts_outside
-from spigot.polytopes.errors import describe_instances, unsupported
+from spigot.polytopes.errors import describe_instances, describe_wrong, unsupported
 from spigot.polytopes.finite import all_finite
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.start import CachedSupports, started
@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
     from spigot.polytopes.regularizers import Regularizer
 
-__all__ = ["check_event", "check_excludable", "check_finite", "check_lengths", "detached", "pose"]
+__all__ = [
+    "check_event",
+    "check_excludable",
+    "check_finite",
+    "check_lengths",
+    "detached",
+    "pose",
+    "size_range",
+]
 
 
 def pose(
@@ -179,15 +187,16 @@ def check_lengths(
     if bool(wrong.any()):
         short = wrong.reshape(batch_shape.numel(), -1).any(1)
         first = numbers(lengths.reshape(batch_shape.numel(), -1)[short][0])
+        has = f"has {first if lowest.dim() else first[0]}"
         raise ValueError(
-            f"lengths must lie in {_range(lowest, highest)} for {polytope}; "
-            f"{describe_instances(rows_where(short), batch_shape)} has "
-            f"{first if lowest.dim() else first[0]}."
+            f"lengths must lie in {size_range(lowest, highest)} for {polytope}; "
+            f"{describe_wrong(rows_where(short), batch_shape, has)}"
         )
     return lengths.to(device, torch.int64).reshape(batch_shape.numel(), *lowest.shape)
 
 
-def _range(lowest: Tensor, highest: Tensor) -> str:
+def size_range(lowest: Tensor, highest: Tensor) -> str:
+    """The ends of `length_range`, as `1..4` or `1..3 by 1..4`."""
     pairs = zip(numbers(lowest.reshape(-1)), numbers(highest.reshape(-1)), strict=True)
     return " by ".join(f"{low}..{high}" for low, high in pairs)
 

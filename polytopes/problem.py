@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes.arrays import room
-from spigot.polytopes.errors import NoStructure, describe_instances
+from spigot.polytopes.errors import NoStructure, describe_instances, describe_wrong
 
 if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
@@ -26,7 +26,17 @@ __all__ = ["Problem", "Solution", "Status"]
 
 
 class Status(IntEnum):
-    """How a solver ended, per instance."""
+    """How a solver ended, per instance.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Euclidean, Status, Subset
+        >>> from spigot.polytopes.solvers import ActiveSet
+        >>> scores, hasty = torch.tensor([[9.0, 0.0], [0.2, 0.0]]), ActiveSet(max_steps=0)
+        >>> solution = Subset(2, 1).solve(scores, Euclidean(), solver=hasty, throw=False)
+        >>> [Status(code).name for code in solution.status.tolist()]
+        ['CONVERGED', 'STOPPED']
+    """
 
     CONVERGED = 0
     """The answer meets the solver's tolerance."""
@@ -155,9 +165,14 @@ class Problem:
 
     def describe(self, rows: Sequence[int]) -> str:
         """These rows by the user's own index, as `instance 3` or `instances (0, 1), (2, 3)`."""
-        if self.origin is not None:
-            rows = [int(self.origin[row]) for row in rows]
-        return describe_instances(rows, self.batch_shape)
+        return describe_instances(self._original(rows), self.batch_shape)
+
+    def describe_wrong(self, rows: Sequence[int], does: str) -> str:
+        """What the first of these rows does, such as `has 7`, and which do so too: sentences."""
+        return describe_wrong(self._original(rows), self.batch_shape, does)
+
+    def _original(self, rows: Sequence[int]) -> Sequence[int]:
+        return rows if self.origin is None else [int(self.origin[row]) for row in rows]
 
     def on_cpu(self) -> Problem:
         """The same in float64 on the CPU, where the generic roads work."""
@@ -200,8 +215,20 @@ class Solution:
         duals: multipliers of the canonical rows (equalities, inequalities, lower bounds, upper
             bounds, in this order), `(*batch, rows)`; NaN for an instance without.
         integral: whether the answer was found to be a vertex, `(*batch,)`.
+        faces, face, groups, answers, asked, listed, owned: what the derivative and a later start need.
 
     Handed to a later call as `start=`, it is where a road that works on vertices or multipliers begins.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Euclidean, Subset
+        >>> from spigot.polytopes.solvers import ActiveSet
+        >>> scores = torch.tensor([1.0, 0.5, 0.0])
+        >>> solution = Subset(3, 2).solve(scores, Euclidean(), solver=ActiveSet())
+        >>> solution.value
+        tensor([1.0000, 0.7500, 0.2500])
+        >>> solution.weights @ solution.support  # the mixture of structures that it is
+        tensor([1.0000, 0.7500, 0.2500])
     """
 
     value: Tensor
@@ -227,7 +254,14 @@ class Solution:
     def closed_form(
         cls, value: Tensor, objective: Tensor, gradient: Tensor | None = None, **more: Any
     ) -> Solution:
-        """An answer without iterations: (n, *event) values and (n,) objectives."""
+        """An answer without iterations.
+
+        Args:
+            value: `(n, *event)`.
+            objective: `(n,)`.
+            gradient: `(n, *event)`.
+            more: the other attributes, by name.
+        """
         zeros = torch.zeros(value.shape[0], dtype=torch.int64, device=value.device)
         return cls(value, zeros, zeros, objective=objective, gradient=gradient, **more)
 
@@ -243,7 +277,13 @@ class Solution:
         return self.value, _altered(self, {"value": self.value.new_empty(0), "gradient": None})
 
     def batched(self, problem: Problem, dtype: torch.dtype, device: torch.device) -> Solution:
-        """The problem's flat solution in the user's batch shape, dtype and device."""
+        """The problem's flat solution in the user's batch shape, dtype and device.
+
+        Args:
+            problem: what it answers.
+            dtype: of what is floating.
+            device: of every tensor.
+        """
         from spigot.polytopes.start import Asked
 
         placed: dict[str, Any] = {

@@ -33,7 +33,13 @@ __all__ = [
 
 
 class Regularizer:
-    """A convex function of y. `domain` is the interval that every part must lie in."""
+    """A convex function of parts y `(*event)`; `domain` is the interval that every part must lie in.
+
+    Example:
+        >>> from spigot.polytopes import Euclidean, Regularizer, Shannon
+        >>> isinstance(Euclidean(), Regularizer), Shannon().domain
+        (True, (0.0, inf))
+    """
 
     domain: ClassVar[tuple[float, float]] = (-torch.inf, torch.inf)
 
@@ -42,8 +48,8 @@ class Regularizer:
 class Gibbs(Regularizer):
     """Negative entropy over the structures: maximize(M, s, Gibbs()) is the mean of p(z) ~ exp<s, z>.
 
-    Structures are the distinct points of V, M = conv(V). As a function of y it is minus the
-    largest entropy of a distribution over V with mean y; its conjugate is the log-partition.
+    Structures are the distinct points of V, M = conv(V). As a function of y `(*event)` it is minus
+    the largest entropy of a distribution over V with mean y; its conjugate is the log-partition.
 
     Example:
         >>> import torch
@@ -115,6 +121,8 @@ class Euclidean(Separable):
     linear map T that a structure declares, such as `Sequence.tags`: SparseMAP as usually meant,
     quadratic in what T gives and linear in the rest. It is no sum over parts, so it is an object of
     another class, `EuclideanOf`, which solvers for `Euclidean` do not take.
+
+    Parts: `(*event)` of any shape.
 
     Args:
         of: T; None for y itself.
@@ -213,6 +221,8 @@ class Shannon(Separable):
 
     Where sum y is constant over M that is the projection of exp(s), and on the simplex it is softmax.
 
+    Parts: `(*event)` of any shape.
+
     Example:
         >>> import torch
         >>> from spigot.polytopes import Shannon, Subset
@@ -255,6 +265,8 @@ class FermiDirac(Separable):
     """sum y log y + (1 - y) log(1 - y), for M in [0, 1]^d: each part's binary entropy.
 
     On `Hypercube` it is the sigmoid, on `Subset` the budget-entropy layer.
+
+    Parts: `(*event)` of any shape.
 
     Example:
         >>> import torch
@@ -301,6 +313,8 @@ class Tsallis(Separable):
     """(sum y^alpha - y) / (alpha (alpha - 1)), alpha > 1, y >= 0: entmax.
 
     alpha = 2 is `Euclidean` minus sum(y) / 2, on y >= 0.
+
+    Parts: `(*event)` of any shape.
 
     Args:
         alpha: the exponent, above 1. (alpha -> 1 is `Shannon` up to a linear term.)
@@ -364,6 +378,8 @@ class Tsallis(Separable):
 @dataclass(frozen=True)
 class Convex(Regularizer):
     """Any convex function that cvxpy accepts; the generic road only.
+
+    Parts: `(*event)` of any shape, as cvxpy has it.
 
     Args:
         function: takes a cvxpy expression of `event_shape` and returns a scalar convex one.

@@ -214,10 +214,10 @@ class _Earlier:
 class SupportCache:
     """The supports of examples' latest answers, by the examples' ids: a warm start for the next epoch.
 
-    A layer or verb given `start=cache.at(ids)` begins each example's projection at the vertices that
-    the last one ended with, and leaves its own there. Answers do not depend on it. It lives outside
-    of modules, on the CPU, in a bit a part where structures are 0/1. One cache serves one polytope
-    and one kind of answer.
+    A layer or verb given `start=cache.at(ids)`, ids `(*batch,)`, begins each example's projection at the
+    vertices that the last one ended with, and leaves its own there. Answers do not depend on it. It
+    lives outside of modules, on the CPU, in a bit a part where structures are 0/1. One cache serves one
+    polytope and one kind of answer.
 
     Args:
         capacity: how many examples; the one not used for longest goes first. None for no limit.
@@ -277,8 +277,11 @@ class SupportCache:
         """These examples' supports, as `start=` takes them.
 
         Args:
-            ids: an integer tensor of the batch's shape, or a sequence of anything hashable for a
-                batch of one dimension.
+            ids: an integer tensor `(*batch,)`, or a sequence of anything hashable for a batch of one
+                dimension.
+
+        Raises:
+            TypeError: neither of these.
         """
         if isinstance(ids, Tensor):
             if ids.is_floating_point() or ids.dtype == torch.bool:
@@ -310,7 +313,15 @@ class SupportCache:
                 )
 
     def read(self, key: Hashable, mark: bytes) -> Support | None:
-        """An example's vertices and weights, if it is known at this size and these parameters."""
+        """An example's vertices and weights, if it is known at this size and these parameters.
+
+        Args:
+            key: the example's id.
+            mark: its size and parameters, as bytes.
+
+        Returns:
+            Vertices `(m, d)` and weights `(m,)`, or None.
+        """
         with self._lock:
             entry = self._entries.get(key)
             if entry is None or entry.mark != mark:
@@ -319,7 +330,13 @@ class SupportCache:
             return entry.support()
 
     def write(self, key: Hashable, mark: bytes, support: Support) -> None:
-        """Takes an example's newest."""
+        """Takes an example's newest.
+
+        Args:
+            key: the example's id.
+            mark: its size and parameters, as bytes.
+            support: vertices `(m, d)` and weights `(m,)`.
+        """
         entry = _Entry.of(mark, *support)
         with self._lock:
             self._entries[key] = entry

@@ -25,6 +25,8 @@ __all__ = ["Estimator"]
 class Estimator:
     """A recipe for the backward of `spigot.layers.Argmax`.
 
+    It takes the upstream gradient to the surrogate gradient of the scores, both `(*batch, *event)`.
+
     Args:
         forward: what the layer returns: None for MAP (a vertex), or maximize(M, s, forward).
         noise: added to the scores in train mode, in the forward and in the backward alike: the
@@ -104,7 +106,12 @@ class Estimator:
         """Raises ValueError where `downstream` is needed and missing."""
 
     def draw(self, problem: Problem, generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        """The noise of each sample, `(n, *event)`: none without noise."""
+        """The noise of each sample, `(n, *event)`: none without noise.
+
+        Args:
+            problem: the batch.
+            generator: for the draws.
+        """
         if self.noise is None:
             return ()
         scores = problem.scores.detach()
@@ -141,7 +148,12 @@ class Estimator:
         return (mean / scale).to(problem.scores)  # a road may work in float64
 
     def surrogate(self, solutions: Solutions, slope: Slope) -> Tensor:
-        """The surrogate gradient at one batch of scores, not yet divided, `(n, *event)`."""
+        """The surrogate gradient at one batch of scores, not yet divided, `(n, *event)`.
+
+        Args:
+            solutions: `solutions.at(regularizer)` is the `Solution` at these scores, found once.
+            slope: `slope.at(mu)` is g, the gradient of each instance's own loss, `(n, *event)`.
+        """
         raise NotImplementedError
 
     def record(self, surrogate: Tensor) -> None:

@@ -66,6 +66,9 @@ EUCLIDEAN = Euclidean()
 class PullBack(Estimator):
     """A row of the table, by its cells.
 
+    surrogate = maximize(M, s, loss) - target, for g and scores s `(*batch, *event)`; the target is where
+    steps of size eta against g lead from maximize(M, s, start).
+
     Args:
         forward: what the layer returns: None for MAP (a vertex), or maximize(M, s, forward).
         start: where the gradient is taken from and the steps begin, likewise.
@@ -88,15 +91,22 @@ class PullBack(Estimator):
         name: how it prints.
 
     Raises:
-        ValueError: a step size, number of steps or samples, or reduction out of range.
-        TypeError: a step size that is none; steps or samples that are no whole numbers.
+        ValueError: a step size, number of steps or samples, or reduction out of range; several samples
+            without noise.
+        TypeError: a step size, geometry or noise that is none; steps or samples that are no whole
+            numbers.
         UnsupportedProblem: a steep geometry started at a vertex, with the start that works.
 
     Example:
-        >>> from spigot.polytopes import Shannon
+        >>> import torch
+        >>> from spigot.polytopes import Shannon, Simplex
         >>> from spigot.pullback import PullBack
-        >>> PullBack(start=Shannon(), geometry=Shannon(), loss=Shannon(), step_size=0.5)
+        >>> row = PullBack(start=Shannon(), geometry=Shannon(), loss=Shannon(), step_size=0.5)
+        >>> row
         PullBack(start=Shannon(), geometry=Shannon(), loss=Shannon(), step_size=0.5)
+        >>> row.path(Simplex(3), torch.tensor([1.0, 0.5, 0.0]), lambda mu: mu[..., 0])  # start, target
+        tensor([[0.5065, 0.3072, 0.1863],
+                [0.3837, 0.3837, 0.2327]])
 
     References:
         Mihaylova, Niculae and Martins, "Understanding the Mechanics of SPIGOT" (EMNLP 2020),
@@ -160,7 +170,12 @@ class PullBack(Estimator):
         return solutions.at(self.loss).value.to(target) - target
 
     def target(self, solutions: Solutions, slope: Slope) -> Tensor:
-        """Where the steps lead, `(n, *event)`."""
+        """Where the steps lead, `(n, *event)`.
+
+        Args:
+            solutions: at the scores, as for `surrogate`.
+            slope: the loss's gradient.
+        """
         return deque(self._points(solutions, slope), maxlen=1)[0].mu
 
     def path(
@@ -250,10 +265,29 @@ def STEIdentity(
     With noise the forward is MAP(s + e) in train mode: on the hypercube with `Logistic()`, Bernoulli
     draws h ~ sigmoid(s).
 
+    Args:
+        step_size: eta, a number, a tensor `()` or `(*batch,)`, `LineSearch()` or `Adaptive()`.
+        steps: how many; more than one needs the layer's `downstream=`.
+        reduction: what the loss was divided by, as for `PullBack`.
+        residual: with `downstream`, whether what the closure does not see counts.
+        noise: added to the scores in train mode; None for none.
+
+    Returns:
+        The pull-back, from g to the surrogate gradient, both `(*batch, *event)`.
+
+    Raises:
+        ValueError: a step size, number of steps or reduction out of range.
+        TypeError: a step size or noise that is none; steps that are no whole number.
+
     Example:
+        >>> import torch
+        >>> from spigot.layers import Argmax
+        >>> from spigot.polytopes import Simplex
         >>> from spigot.pullback import STEIdentity
-        >>> STEIdentity()
-        STEIdentity(step_size=1.0)
+        >>> scores = torch.tensor([1.0, 0.5, 0.0], requires_grad=True)
+        >>> Argmax(Simplex(3), STEIdentity())(scores)[0].backward()
+        >>> scores.grad
+        tensor([1., 0., 0.])
 
     References:
         Bengio, Leonard and Courville (2013); as a pull-back, Mihaylova et al. (2020), section 4.1.
@@ -276,6 +310,20 @@ def SPIGOT(
     solver: Solver | None = None,
 ) -> PullBack:
     """surrogate = z - proj_M(z - eta g) with z the MAP structure.
+
+    Args:
+        step_size: eta, a number, a tensor `()` or `(*batch,)`, `LineSearch()` or `Adaptive()`.
+        steps: how many; more than one needs the layer's `downstream=`.
+        reduction: what the loss was divided by, as for `PullBack`.
+        residual: with `downstream`, whether what the closure does not see counts.
+        solver: forces a generic road for the steps.
+
+    Returns:
+        The pull-back, from g to the surrogate gradient, both `(*batch, *event)`.
+
+    Raises:
+        ValueError: a step size, number of steps or reduction out of range.
+        TypeError: a step size that is none; steps that are no whole number.
 
     Example:
         >>> import torch
@@ -311,10 +359,30 @@ def SPIGOTCE(
 ) -> PullBack:
     """surrogate = p - proj_M(p - eta g) with p the marginals: a cross-entropy intermediate loss.
 
+    Args:
+        step_size: eta, a number, a tensor `()` or `(*batch,)`, `LineSearch()` or `Adaptive()`.
+        steps: how many; more than one needs the layer's `downstream=`.
+        reduction: what the loss was divided by, as for `PullBack`.
+        residual: with `downstream`, whether what the closure does not see counts.
+        solver: forces a generic road for the steps.
+        forward: what the layer returns: None for MAP, `Gibbs()` for the marginals.
+
+    Returns:
+        The pull-back, from g to the surrogate gradient, both `(*batch, *event)`.
+
+    Raises:
+        ValueError: a step size, number of steps or reduction out of range.
+        TypeError: a step size that is none; steps that are no whole number.
+
     Example:
+        >>> import torch
+        >>> from spigot.layers import Argmax
+        >>> from spigot.polytopes import Simplex
         >>> from spigot.pullback import SPIGOTCE
-        >>> SPIGOTCE(step_size=0.5)
-        SPIGOTCE(step_size=0.5)
+        >>> scores = torch.zeros(2, requires_grad=True)
+        >>> Argmax(Simplex(2), SPIGOTCE(step_size=0.5))(scores)[0].backward()
+        >>> scores.grad
+        tensor([ 0.2500, -0.2500])
 
     References:
         Mihaylova, Niculae and Martins (2020), section 4.2.
@@ -339,10 +407,29 @@ def SPIGOTEG(
 ) -> PullBack:
     """surrogate = marginals(s) - marginals(s - eta g): exponentiated-gradient steps, no projection.
 
+    Args:
+        step_size: eta, a number, a tensor `()` or `(*batch,)`, `LineSearch()` or `Adaptive()`.
+        steps: how many; more than one needs the layer's `downstream=`.
+        reduction: what the loss was divided by, as for `PullBack`.
+        residual: with `downstream`, whether what the closure does not see counts.
+        forward: what the layer returns: None for MAP, `Gibbs()` for the marginals.
+
+    Returns:
+        The pull-back, from g to the surrogate gradient, both `(*batch, *event)`.
+
+    Raises:
+        ValueError: a step size, number of steps or reduction out of range.
+        TypeError: a step size that is none; steps that are no whole number.
+
     Example:
+        >>> import torch
+        >>> from spigot.layers import Argmax
+        >>> from spigot.polytopes import Simplex
         >>> from spigot.pullback import SPIGOTEG
-        >>> SPIGOTEG(step_size=0.5)
-        SPIGOTEG(step_size=0.5)
+        >>> scores = torch.zeros(2, requires_grad=True)
+        >>> Argmax(Simplex(2), SPIGOTEG(step_size=0.5))(scores)[0].backward()
+        >>> scores.grad
+        tensor([ 0.1225, -0.1225])
 
     References:
         Mihaylova, Niculae and Martins (2020), section 4.3.
@@ -367,11 +454,33 @@ def SPIGOTSparseMAP(
 ) -> PullBack:
     """surrogate = y - proj_M(y - eta g) with y = proj_M(s): a SparseMAP intermediate loss.
 
+    Args:
+        step_size: eta, a number, a tensor `()` or `(*batch,)`, `LineSearch()` or `Adaptive()`.
+        steps: how many; more than one needs the layer's `downstream=`.
+        reduction: what the loss was divided by, as for `PullBack`.
+        residual: with `downstream`, whether what the closure does not see counts.
+        solver: forces a generic road for the steps.
+        forward: what the layer returns: None for MAP, `Euclidean()` for SparseMAP.
+
+    Returns:
+        The pull-back, from g to the surrogate gradient, both `(*batch, *event)`.
+
+    Raises:
+        ValueError: a step size, number of steps or reduction out of range.
+        TypeError: a step size that is none; steps that are no whole number.
+
     Example:
-        >>> from spigot.polytopes import Euclidean
+        >>> import torch
+        >>> from spigot.layers import Argmax
+        >>> from spigot.polytopes import Euclidean, Simplex
         >>> from spigot.pullback import SPIGOTSparseMAP
-        >>> SPIGOTSparseMAP(forward=Euclidean())
-        SPIGOTSparseMAP(forward=Euclidean(), step_size=1.0)
+        >>> scores = torch.tensor([0.75, 0.25, -2.0], requires_grad=True)
+        >>> y = Argmax(Simplex(3), SPIGOTSparseMAP(step_size=0.5, forward=Euclidean()))(scores)
+        >>> y.detach()
+        tensor([0.7500, 0.2500, 0.0000])
+        >>> y[0].backward()
+        >>> scores.grad
+        tensor([ 0.3333, -0.1667, -0.1667])
     """
     return _named(
         "SPIGOTSparseMAP",
@@ -397,10 +506,33 @@ def FrankWolfePullBack(
     gamma = clip(eta <g, z - v> / |z - v|^2, 0, 1): the first Frank-Wolfe iterate on SPIGOT's own
     projection of z - eta g. With more iterates, `inner`, the target tends to SPIGOT's.
 
+    Args:
+        step_size: eta, a number, a tensor `()` or `(*batch,)`, `LineSearch()` or `Adaptive()`.
+        steps: how many; more than one needs the layer's `downstream=`.
+        reduction: what the loss was divided by, as for `PullBack`.
+        residual: with `downstream`, whether what the closure does not see counts.
+        solver: forces a generic road to MAP.
+        inner: how many iterates a step takes, at least 1.
+
+    Returns:
+        The pull-back, from g to the surrogate gradient, both `(*batch, *event)`.
+
+    Raises:
+        ValueError: a step size, number of steps or iterates, or reduction out of range.
+        TypeError: a step size that is none; steps or iterates that are no whole numbers.
+
     Example:
+        >>> import torch
+        >>> from spigot.layers import Argmax
+        >>> from spigot.polytopes import Simplex
         >>> from spigot.pullback import FrankWolfePullBack
-        >>> FrankWolfePullBack(inner=5)
-        FrankWolfePullBack(inner=5, step_size=1.0)
+        >>> for inner in (1, 50):  # the second is SPIGOT's
+        ...     scores = torch.tensor([1.0, 0.5, 0.0], requires_grad=True)
+        ...     pullback = FrankWolfePullBack(step_size=0.5, inner=inner)
+        ...     Argmax(Simplex(3), pullback)(scores)[0].backward()
+        ...     scores.grad
+        tensor([ 0.2500, -0.2500,  0.0000])
+        tensor([ 0.3333, -0.1667, -0.1667])
 
     References:
         Jaggi, "Revisiting Frank-Wolfe" (ICML 2013), algorithm 1, for the iterates.
@@ -427,6 +559,20 @@ def BlackBox(
 
     The gradient of the linear interpolation of the loss in the scores. It is 0 where the step is too
     short to change the structure: eta is on the scores' scale.
+
+    Args:
+        step_size: eta, a number, a tensor `()` or `(*batch,)`, `LineSearch()` or `Adaptive()`.
+        steps: how many; more than one needs the layer's `downstream=`.
+        reduction: what the loss was divided by, as for `PullBack`.
+        residual: with `downstream`, whether what the closure does not see counts.
+        solver: forces a generic road to MAP.
+
+    Returns:
+        The pull-back, from g to the surrogate gradient, both `(*batch, *event)`.
+
+    Raises:
+        ValueError: a step size, number of steps or reduction out of range.
+        TypeError: a step size that is none; steps that are no whole number.
 
     Example:
         >>> import torch
@@ -467,18 +613,33 @@ def IMLE(
     The forward is perturb-and-MAP, MAP(s + e) of the first draw; in eval mode there is no noise.
 
     Args:
-        step_size: eta.
-        steps: how many.
-        reduction: what the loss was divided by.
-        residual: whether what `downstream` does not see counts.
+        step_size: eta, a number, a tensor `()` or `(*batch,)`, `LineSearch()` or `Adaptive()`.
+        steps: how many; more than one needs the layer's `downstream=`.
+        reduction: what the loss was divided by, as for `PullBack`.
+        residual: with `downstream`, whether what the closure does not see counts.
         solver: forces a generic road for the steps.
         noise: `Gumbel()` unless told; for structures of k parts `SumOfGamma(k=k)`.
         samples: how many draws of it the backward averages over.
 
+    Returns:
+        The pull-back, from g to the surrogate gradient, both `(*batch, *event)`.
+
+    Raises:
+        ValueError: a step size, number of steps or samples, or reduction out of range.
+        TypeError: a step size or noise that is none; steps or samples that are no whole numbers.
+
     Example:
+        >>> import torch
+        >>> from spigot.layers import Argmax
+        >>> from spigot.polytopes import Simplex
         >>> from spigot.pullback import IMLE, SumOfGamma
         >>> IMLE(noise=SumOfGamma(k=2), samples=3)
         IMLE(step_size=1.0, noise=SumOfGamma(scale=1.0, k=2, terms=10), samples=3)
+        >>> scores = torch.tensor([1.0, 0.5, 0.0], requires_grad=True)
+        >>> layer, rng = Argmax(Simplex(3), IMLE(samples=10000)), torch.Generator().manual_seed(0)
+        >>> layer(scores, generator=rng)[0].backward()
+        >>> scores.grad.round(decimals=1)
+        tensor([ 0.2000, -0.1000, -0.1000])
 
     References:
         Niepert, Minervini and Franceschi, "Implicit MLE" (NeurIPS 2021), algorithm 1 and equation 9.

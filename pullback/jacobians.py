@@ -28,7 +28,7 @@ class RelaxedBackward(Estimator):
     """MAP in the forward; in the backward the exact Jacobian of a relaxation, J' g.
 
     The relaxation is maximize(M, s / temperature, Omega). It is linear in g, so it has no step size and
-    does not depend on `reduction`.
+    does not depend on `reduction`. g and J' g are `(*batch, *event)`.
 
     Args:
         relaxation: Omega; `Gibbs()` unless told.
@@ -43,13 +43,19 @@ class RelaxedBackward(Estimator):
         name: how it prints.
 
     Raises:
-        ValueError: a temperature that is no positive number.
+        ValueError: a temperature that is not positive, samples below 1, or several without noise.
+        TypeError: a temperature that is no number, samples that are no whole number, or noise that is
+            no `Noise`.
 
     Example:
-        >>> from spigot.polytopes import Euclidean
+        >>> import torch
+        >>> from spigot.layers import Argmax
+        >>> from spigot.polytopes import Euclidean, Simplex
         >>> from spigot.pullback import RelaxedBackward
-        >>> RelaxedBackward(relaxation=Euclidean())
-        RelaxedBackward(relaxation=Euclidean())
+        >>> scores = torch.tensor([0.75, 0.25, -2.0], requires_grad=True)
+        >>> Argmax(Simplex(3), RelaxedBackward(relaxation=Euclidean()))(scores)[0].backward()
+        >>> scores.grad
+        tensor([ 0.5000, -0.5000,  0.0000])
 
     References:
         Mihaylova, Niculae and Martins (2020), section 4.1; Jang, Gu and Poole, "Categorical
@@ -98,10 +104,29 @@ def STEMarginals(
     hypercube with `Logistic()` this is straight-through of Bernoulli draws h ~ sigmoid(s) with the
     factor sigmoid'(s); `STEIdentity(noise=Logistic())` is the one without.
 
+    Args:
+        temperature: what the scores are divided by, above 0.
+        reduction: accepted so that estimators can be exchanged; without effect.
+        residual: with `downstream`, whether what the closure does not see counts.
+        solver: forces a generic road to the marginals.
+        noise: added to the scores in train mode; None for none.
+
+    Returns:
+        The estimator, from g to Cov(z) g, both `(*batch, *event)`.
+
+    Raises:
+        ValueError: a temperature that is not positive.
+        TypeError: a temperature that is no number, or noise that is no `Noise`.
+
     Example:
+        >>> import torch
+        >>> from spigot.layers import Argmax
+        >>> from spigot.polytopes import Subset
         >>> from spigot.pullback import Logistic, STEMarginals
-        >>> STEMarginals(temperature=0.5)
-        STEMarginals(temperature=0.5)
+        >>> scores = torch.zeros(3, requires_grad=True)
+        >>> Argmax(Subset(3, 2), STEMarginals())(scores)[0].backward()
+        >>> scores.grad
+        tensor([ 0.2222, -0.1111, -0.1111])
         >>> STEMarginals(noise=Logistic())
         STEMarginals(noise=Logistic(scale=1.0))
 
@@ -127,6 +152,19 @@ def STESoftmax(
     solver: Solver | None = None,
 ) -> RelaxedBackward:
     """`STEMarginals` under its name on the simplex, where the marginals are the softmax.
+
+    Args:
+        temperature: what the scores are divided by, above 0.
+        reduction: accepted so that estimators can be exchanged; without effect.
+        residual: with `downstream`, whether what the closure does not see counts.
+        solver: forces a generic road to the marginals.
+
+    Returns:
+        The estimator, from g to Cov(z) g, both `(*batch, *event)`.
+
+    Raises:
+        ValueError: a temperature that is not positive.
+        TypeError: a temperature that is no number.
 
     Example:
         >>> import torch
@@ -157,10 +195,30 @@ def GumbelSTE(
 ) -> RelaxedBackward:
     """Gumbel straight-through: MAP(s + e), and the Jacobian of the marginals at (s + e) / temperature.
 
+    Args:
+        temperature: what the noisy scores are divided by, above 0.
+        reduction: accepted so that estimators can be exchanged; without effect.
+        residual: with `downstream`, whether what the closure does not see counts.
+        solver: forces a generic road to the marginals.
+        noise: `Gumbel()` unless told.
+        samples: how many draws of it the backward averages over.
+
+    Returns:
+        The estimator, from g to the Jacobian's product with it, both `(*batch, *event)`.
+
+    Raises:
+        ValueError: a temperature that is not positive, or samples below 1.
+        TypeError: a temperature that is no number, samples that are no whole number, or noise that is
+            no `Noise`.
+
     Example:
+        >>> import torch
+        >>> from spigot.layers import Argmax
+        >>> from spigot.polytopes import Simplex
         >>> from spigot.pullback import GumbelSTE
-        >>> GumbelSTE(temperature=0.5)
-        GumbelSTE(temperature=0.5)
+        >>> layer, scores = Argmax(Simplex(3), GumbelSTE(temperature=0.5)), torch.zeros(2000, 3)
+        >>> layer(scores, generator=torch.Generator().manual_seed(0)).mean(0).round(decimals=1)
+        tensor([0.3000, 0.3000, 0.3000])
 
     References:
         Jang, Gu and Poole (2017), section 2.2.
@@ -184,7 +242,7 @@ class NoiseInjection(Estimator):
     and the smooth structure what the layer returns. On the hypercube `Gibbs()` gives sigmoid(s + e) for
     each neuron, with logistic noise a relaxed Bernoulli draw (at temperature T: scores s / T and noise
     of scale 1 / T); `Euclidean()` gives clip(s + e, 0, 1), a noisy rectifier with a ceiling, which is
-    exactly 0 or 1 for many inputs.
+    exactly 0 or 1 for many inputs. y, g and J' g are `(*batch, *event)`.
 
     Args:
         forward: Omega, of which the layer returns the maximiser; `Gibbs()` unless told.
@@ -195,7 +253,8 @@ class NoiseInjection(Estimator):
         reduction, residual, name: as for `RelaxedBackward`.
 
     Raises:
-        ValueError: no regularizer.
+        ValueError: no regularizer, samples below 1, or several without noise.
+        TypeError: samples that are no whole number, or noise that is no `Noise`.
 
     Example:
         >>> import torch
@@ -243,12 +302,16 @@ class Identity(Estimator):
     MAP does not change when the scores are scaled, or, where sum(y) is constant over M, moved by a
     constant. P removes what does not matter, P(s) = (s - mean s) / |s - mean s|, and the backward is
     P's Jacobian alone: g less its parts along the constants and along s, over |s - mean s|. It is
-    linear in g, so it does not depend on `reduction`.
+    linear in g, so it does not depend on `reduction`. s and g are `(*batch, *event)`.
 
     Args:
         center: whether P subtracts the mean (over the parts that can be used).
         normalize: whether P divides by the norm; where that is 0 it does not.
         forward, noise, samples, reduction, residual, name: as for `PullBack`.
+
+    Raises:
+        ValueError: samples below 1, or several without noise; a reduction that is none.
+        TypeError: samples that are no whole number, or noise that is no `Noise`.
 
     Example:
         >>> import torch

@@ -18,13 +18,23 @@ EULER = 0.5772156649015329
 
 @dataclass(frozen=True)
 class Noise:
-    """Independent noise for every part, of mean 0.
+    """Independent noise for every part, of mean 0: draws of any shape, `(samples, *batch, *event)` say.
 
     Args:
         scale: what the draws are multiplied by, above 0.
 
     Raises:
-        ValueError: a scale that is no positive number.
+        ValueError: a scale that is not positive.
+        TypeError: a scale that is no number.
+
+    Example:
+        >>> import torch
+        >>> from spigot.pullback import Gumbel, Noise, Normal
+        >>> isinstance(Gumbel(), Noise), Gumbel.symmetric, Normal.symmetric
+        (True, False, True)
+        >>> rng = torch.Generator().manual_seed(0)
+        >>> Normal(scale=3.0).draw((10000,), torch.empty(0), rng).std().round()
+        tensor(3.)
     """
 
     scale: float = 1.0
@@ -37,7 +47,13 @@ class Noise:
     def draw(
         self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draws of that shape, in the dtype and on the device of `like`."""
+        """Draws of that shape, in the dtype and on the device of `like`.
+
+        Args:
+            shape: a tuple.
+            like: a tensor.
+            generator: torch's own where there is none.
+        """
         device = like.device if generator is None else generator.device
         dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
         unit = self._unit(torch.empty(shape, dtype=dtype, device=device), generator)
@@ -65,6 +81,13 @@ class Noise:
 class Gumbel(Noise):
     """Gumbel noise less its mean: on the simplex, perturb-and-MAP draws exactly from the softmax.
 
+    Args:
+        scale: what the draws are multiplied by, above 0: the softmax's temperature.
+
+    Raises:
+        ValueError: a scale that is not positive.
+        TypeError: a scale that is no number.
+
     Example:
         >>> import torch
         >>> from spigot.pullback import Gumbel
@@ -89,6 +112,13 @@ class Logistic(Noise):
     """Logistic noise: on the hypercube, perturb-and-MAP draws each part with probability sigmoid(s).
 
     It is the difference of two Gumbel draws.
+
+    Args:
+        scale: what the draws are multiplied by, above 0.
+
+    Raises:
+        ValueError: a scale that is not positive.
+        TypeError: a scale that is no number.
 
     Example:
         >>> import torch
@@ -117,6 +147,13 @@ class Logistic(Noise):
 class Normal(Noise):
     """Normal noise of standard deviation `scale`.
 
+    Args:
+        scale: above 0.
+
+    Raises:
+        ValueError: a scale that is not positive.
+        TypeError: a scale that is no number.
+
     Example:
         >>> import torch
         >>> from spigot.pullback import Normal
@@ -141,11 +178,13 @@ class SumOfGamma(Noise):
     (G_i - 1 / k) / i with G_i ~ Gamma(1 / k), cut off after `terms`.
 
     Args:
-        k: how many parts a structure has.
-        terms: how many are added; the rest is replaced by its mean, 0.
+        scale: what the draws are multiplied by, above 0.
+        k: how many parts a structure has, at least 1.
+        terms: how many are added, at least 1; the rest is replaced by its mean, 0.
 
     Raises:
-        ValueError: k or terms below 1.
+        ValueError: a scale that is not positive, k or terms below 1.
+        TypeError: a scale that is no number, k or terms that are no whole numbers.
 
     Example:
         >>> import torch

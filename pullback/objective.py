@@ -18,6 +18,19 @@ class Objective(nn.Module):
 
     Its gradient by the scores estimates that of the expectation; what the loss closes over, such as a
     decoder's parameters, gets the gradient of the estimate itself.
+
+    Example:
+        One of your own is a module with `forward`:
+
+        >>> import torch
+        >>> from spigot.pullback import Objective
+        >>> class AtTheSoftmax(Objective):  # biased: the loss at the mean
+        ...     def forward(self, scores, loss, **masks):
+        ...         return loss(scores.softmax(-1))
+        >>> scores = torch.zeros(2, requires_grad=True)
+        >>> AtTheSoftmax()(scores, lambda mu: mu[..., 0]).backward()
+        >>> scores.grad
+        tensor([ 0.2500, -0.2500])
     """
 
     def forward(

@@ -27,8 +27,8 @@ class LineSearch:
     """The largest step of initial * shrink^j, j = 0, 1, ..., along which each instance's loss falls.
 
     A step from mu to mu' will do where l(mu') <= l(mu) + sufficient * <g, mu' - mu>, with l the
-    `downstream` loss and what it does not see linear. An instance without such a step among `tries`
-    stays where it is, and its gradient is that of staying.
+    `downstream` loss, `(*batch,)`, and what it does not see linear. An instance without such a step
+    among `tries` stays where it is, and its gradient is that of staying.
 
     Args:
         initial: the first step size, above 0.
@@ -38,11 +38,18 @@ class LineSearch:
 
     Raises:
         ValueError: one of these out of range.
+        TypeError: one that is no number, or tries that are no whole number.
 
     Example:
+        >>> import torch
+        >>> from spigot.polytopes import Hypercube
         >>> from spigot.pullback import SPIGOT, LineSearch
-        >>> SPIGOT(step_size=LineSearch(initial=4.0))
-        SPIGOT(step_size=LineSearch(initial=4.0, shrink=0.5, sufficient=0.0001, tries=10))
+        >>> wanted = torch.tensor([0.6, 0.4])
+        >>> SPIGOT(step_size=LineSearch(initial=4.0)).path(  # 4, 2 and 1 go too far
+        ...     Hypercube(2), torch.tensor([1.0, -1.0]), lambda y: (y - wanted).square().sum(-1)
+        ... )
+        tensor([[1.0000, 0.0000],
+                [0.6000, 0.4000]])
 
     References:
         Armijo (1966); on projected steps Bertsekas, "Nonlinear programming" (1999), section 2.3.
@@ -60,7 +67,15 @@ class LineSearch:
         counts(self, tries=self.tries)
 
     def stepped(self, problem: Problem, slope: Slope, point: Point, g: Tensor, step: Step) -> Point:
-        """The point of the largest step that will do."""
+        """The point of the largest step that will do.
+
+        Args:
+            problem: the batch.
+            slope: the loss and its gradient.
+            point: where the step begins.
+            g: the gradient there, `(n, *event)`.
+            step: shift `(n, *event)` -> the point there.
+        """
         here = slope.loss(point.mu)
         eta = here.new_full(here.shape, self.initial)
         for left in reversed(range(self.tries)):
@@ -79,7 +94,7 @@ class Adaptive(nn.Module):
     After each backward in train mode, eta is multiplied by (target_norm / size)^rate, where size is
     the mean over the batch of the surrogate's norm, an instance each, before the loss's division: too
     short a step leaves the structure as it is and gives no gradient, too long a one always the same.
-    The factor lies within [1 - rate, 1 + rate]. eta is the buffer `value`, so it is in the layer's
+    The factor lies within [1 - rate, 1 + rate]. eta is the buffer `value`, `()`, so it is in the layer's
     `state_dict`; in eval mode it stands still. This is the one place where a batch's instances
     influence each other, and by the running value alone.
 
@@ -93,12 +108,21 @@ class Adaptive(nn.Module):
 
     Raises:
         ValueError: one of these out of range.
+        TypeError: one that is no number.
 
     Example:
+        >>> import torch
         >>> from spigot.layers import Argmax
-        >>> from spigot.polytopes import Subset
-        >>> from spigot.pullback import IMLE, Adaptive
-        >>> layer = Argmax(Subset(4, 2), IMLE(step_size=Adaptive(target_norm=1.0)))
+        >>> from spigot.polytopes import Simplex
+        >>> from spigot.pullback import Adaptive, BlackBox
+        >>> layer = Argmax(Simplex(2), BlackBox(step_size=Adaptive(initial=0.5, rate=0.5)))
+        >>> for _ in range(3):  # a step too short to change the structure grows
+        ...     scores = torch.tensor([1.0, 0.0], requires_grad=True)
+        ...     layer(scores)[0].backward()
+        ...     scores.grad, layer.step_size.value.clone()
+        (tensor([0., 0.]), tensor(0.7500))
+        (tensor([0., 0.]), tensor(1.1250))
+        (tensor([ 1., -1.]), tensor(0.9460))
         >>> list(layer.state_dict())
         ['step_size.value']
 
@@ -130,7 +154,15 @@ class Adaptive(nn.Module):
         return f"Adaptive({shown}{', per_instance=True' if self.per_instance else ''})"
 
     def stepped(self, problem: Problem, slope: Slope, point: Point, g: Tensor, step: Step) -> Point:
-        """The point one such step away."""
+        """The point one such step away.
+
+        Args:
+            problem: the batch.
+            slope: the loss and its gradient.
+            point: where the step begins.
+            g: the gradient there, `(n, *event)`.
+            step: shift `(n, *event)` -> the point there.
+        """
         eta = self.value.to(g)
         if self.per_instance:
             length = lengths(g)

@@ -38,23 +38,42 @@ class Steps:
     """A geometry: where its steps may start, and what one step does."""
 
     def check(self, polytope: Polytope, solver: Solver | None) -> None:
-        """Raises UnsupportedProblem where the polytope cannot take such steps."""
+        """Raises UnsupportedProblem where the polytope cannot take such steps.
+
+        Args:
+            polytope: M.
+            solver: forces a generic road.
+        """
 
     def refusal(self, start: Regularizer | None) -> tuple[str, str] | None:
         """Why steps cannot start at maximize(M, s, start), and the way out; None if they can."""
         return None
 
     def point(self, problem: Problem, solution: Solution) -> Point:
-        """The start point."""
+        """The start point.
+
+        Args:
+            problem: the batch.
+            solution: its answer for the pull-back's `start`.
+        """
         mu = solution.value.to(problem.scores)
         return Point(mu, mu)
 
     def step(self, problem: Problem, point: Point, shift: Tensor, solver: Solver | None) -> Point:
-        """One step by -shift = -eta g; instances whose shift is 0 stay exactly where they are."""
+        """One step by -shift = -eta g; instances whose shift is 0 stay exactly where they are.
+
+        Args:
+            problem: the batch.
+            point: where the step begins.
+            shift: eta g, `(n, *event)`.
+            solver: forces a generic road.
+        """
         raise NotImplementedError
 
 
 Geometry = Regularizer | Steps | None
+"""Where a pull-back's steps go: a regularizer's mirror steps, `Unconstrained()`, `FrankWolfeSteps()`, or
+None for steps carried in the scores."""
 
 
 def steps_of(geometry: Geometry) -> Steps:
@@ -77,7 +96,17 @@ def steps_of(geometry: Geometry) -> Steps:
 
 @dataclass(frozen=True)
 class Unconstrained(Steps):
-    """Euclidean distance without the constraint y in M: target = mu - eta g."""
+    """Euclidean distance without the constraint y in M: target = mu - eta g, all `(*batch, *event)`.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Simplex
+        >>> from spigot.pullback import PullBack, Unconstrained
+        >>> free = PullBack(geometry=Unconstrained(), step_size=2.0)
+        >>> free.path(Simplex(2), torch.tensor([1.0, 0.0]), lambda mu: mu[..., 0])  # out of M
+        tensor([[ 1.,  0.],
+                [-1.,  0.]])
+    """
 
     def step(self, problem: Problem, point: Point, shift: Tensor, solver: Solver | None) -> Point:
         """Mu - shift."""
@@ -90,7 +119,8 @@ class FrankWolfeSteps(Steps):
     """The projection of mu - eta g onto M, approached by Frank-Wolfe iterates from mu.
 
     An iterate costs one call of MAP: v = MAP(x - y) at the iterate y with x = mu - eta g, and y moves
-    towards v as far as decreases |y - x| most. They tend to the projection, so to `Euclidean()`.
+    towards v as far as decreases |y - x| most. They tend to the projection, so to `Euclidean()`. All
+    are `(*batch, *event)`.
 
     Args:
         inner: how many iterates a step takes.
@@ -100,9 +130,15 @@ class FrankWolfeSteps(Steps):
         TypeError: inner is no whole number.
 
     Example:
+        >>> import torch
+        >>> from spigot.polytopes import Simplex
         >>> from spigot.pullback import FrankWolfeSteps, PullBack
-        >>> PullBack(geometry=FrankWolfeSteps(inner=3))
-        PullBack(geometry=FrankWolfeSteps(inner=3), step_size=1.0)
+        >>> scores, wanted = torch.tensor([1.0, 0.5, 0.0]), torch.tensor([0.2, 0.3, 0.5])
+        >>> PullBack(geometry=FrankWolfeSteps(inner=3)).path(
+        ...     Simplex(3), scores, lambda mu: (mu - wanted).square().sum(-1)
+        ... )
+        tensor([[1.0000, 0.0000, 0.0000],
+                [0.0000, 0.3000, 0.7000]])
     """
 
     inner: int = 1

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from spigot.polytopes import (
     Alignment,
+    Arborescence,
     AtMostOne,
     ConstituencyTree,
     Euclidean,
     Hypergraph,
+    Matching,
     NoStructure,
     OrOut,
     Permutahedron,
@@ -21,6 +23,7 @@ from spigot.polytopes import (
     ProjectiveTree,
     SemiMarkov,
     Sequence,
+    Subset,
     Xor,
 )
 
@@ -197,6 +200,9 @@ LABELLED: list[tuple[Polytope, object]] = [
     (Permutahedron([3.0, 1.0, 0.0, 0.0]), [1, 0, 2, 3]),
     (Xor(4), [1]),
     (OrOut(4), [0, 3]),
+    (Subset(4, 2), [0, 2]),
+    (Matching(2, 3), [2, 0]),
+    (Arborescence(3), [-1, 0, 1]),
 ]
 
 

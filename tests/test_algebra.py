@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from itertools import permutations
+from typing import Any
 
 import cvxpy as cp
 import pytest
@@ -127,6 +128,29 @@ def test_a_products_labels_shapes_and_masks() -> None:
             make()
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"a": [0, 2], "b": [[0], [1]]}, r"factor a: labels must lie in 0\.\.1.*; instance 1 has 2\."),
+        ({"a": [0, 1], "b": [[0], [-1]]}, r"factor b: .*sets of 1 .*; instance 1 has \[-1\]\."),
+        ({"a": [0, 1], "c": [[0], [1]]}, r"has the factors a, b; got parts named a, c\."),
+        ([[0, 1]], "2 factors, got 1 parts"),
+    ],
+)
+def test_a_products_labels_name_the_factor(labels: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Product(a=Simplex(2), b=Subset(3, 1)).encode(labels)
+
+
+def test_a_product_says_what_it_got() -> None:
+    with pytest.raises(ValueError, match="got none"):
+        Product()
+    with pytest.raises(ValueError, match="got 1 by position and other by name"):
+        Product(Simplex(2), other=Simplex(2))
+    with pytest.raises(ValueError, match=r"takes a tuple; got parts named a\."):
+        Product(Simplex(2)).encode({"a": 0})
+
+
 # --- faces ------------------------------------------------------------------------------------
 
 
@@ -148,6 +172,13 @@ def test_a_masked_polytope_takes_sizes_and_parameters() -> None:
         Masked(Hull([[-1.0, 0.0], [1.0, 1.0]]), torch.tensor([False, True]))
     with pytest.raises(ValueError, match="event shape"):
         Masked(Subset(5, 2), keep[:4])
+    with pytest.raises(TypeError, match=r"got dtype torch\.float32"):
+        Masked(Subset(3, 2), torch.ones(3))
+    with pytest.raises(TypeError, match="got list"):
+        Masked(Subset(3, 2), [True] * 3)  # pyright: ignore[reportArgumentType]
+    face = Masked(Subset(3, 2), torch.tensor([True, False, True]))
+    with pytest.raises(ValueError, match=r"instance 1 uses part \(1,\)\. Also wrong: instance 2\."):
+        face.encode([[0, 2], [0, 1], [1, 2]])
 
 
 @pytest.mark.parametrize(
@@ -182,8 +213,10 @@ def test_a_face_that_is_no_mask_takes_the_generic_roads() -> None:
     with pytest.raises(UnsupportedProblem):
         face.which(Gibbs())
     assert twin.marginals(scores)[:, 0].allclose(torch.ones(5).double())
-    with pytest.raises(NoStructure):
+    with pytest.raises(NoStructure, match=r"all of the parts \(0,\), \(1,\) at 1; fix fewer"):
         Face(Subset(4, 1), torch.tensor([True, True, False, False])).maximize(scores)
+    with pytest.raises(ValueError, match=r"fixes at 1; instance 1 lacks part \(0,\)\."):
+        Face(Subset(4, 2), torch.tensor([True, False, False, False])).encode([[0, 2], [1, 2]])
     with pytest.raises(UnsupportedProblem, match="exceed 1"):
         Face(Hull([[0.0], [2.0]]), torch.tensor([True]))
 
@@ -216,6 +249,10 @@ def test_images_that_coincide_count_once() -> None:
     torch.testing.assert_close(listed.project(torch.zeros(2), keep=keep), torch.tensor([1.0, 0.0]))
     with pytest.raises(ValueError, match="must be"):
         Affine(Simplex(3), torch.eye(2))
+    with pytest.raises(ValueError, match=r"the matrix must be finite, got nan at \(0, 1\)"):
+        Affine(Simplex(2), torch.tensor([[1.0, torch.nan]]))
+    with pytest.raises(ValueError, match=r"the offset must be finite, got inf at \(1,\)"):
+        Affine(Simplex(2), torch.eye(2), torch.tensor([0.0, torch.inf]))
 
 
 # --- batches of different polytopes ---------------------------------------------------------------
@@ -262,7 +299,7 @@ def test_sizes_masks_and_parameters_reach_each_polytope() -> None:
     scores = normal(2, 3)
     short = batch.project(scores, lengths=torch.tensor([1, 2]))
     assert short.tolist() == [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]
-    with pytest.raises(ValueError, match="instance 0"):
+    with pytest.raises(ValueError, match=r"in 1\.\.2 for Simplex\(d=2\); instance 0 has 3\."):
         batch.project(scores, lengths=torch.tensor([3, 3]))
     keep = torch.tensor([[True, True, False], [False, True, True]])
     assert batch.maximize(scores, keep=keep)[1].tolist() == [0.0, 1.0, 1.0]
@@ -280,12 +317,18 @@ def test_a_batch_refuses_what_does_not_fit() -> None:
     batch = Batch([Simplex(2), Subset(3, 2)])
     with pytest.raises(ValueError, match="ends in 2"):
         batch.project(torch.zeros(3, 3))
-    with pytest.raises(ValueError, match="as many dimensions"):
+    with pytest.raises(ValueError, match=r"as many dimensions; .* at position \d \(\d, \d\)"):
         Batch(OTHERS)
+    with pytest.raises(ValueError, match="got none"):
+        Batch([])
+    with pytest.raises(ValueError, match=r"batch shape \(2,\), got \(3,\)"):
+        batch.decode(torch.zeros(3, 3))
+    with pytest.raises(ValueError, match=r"label 1, of Subset.*labels must be sets of 2"):
+        batch.encode([1, [0]])
     with pytest.raises(UnsupportedProblem):
         Batch([Simplex(2), Facets(lambda y: [y >= 0, y <= 1], (2,))]).which(Gibbs())
-    with pytest.raises(TypeError):
-        Batch([Simplex])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="at position 1"):
+        Batch([Simplex(2), Simplex])  # pyright: ignore[reportArgumentType]
 
 
 # --- intersections ------------------------------------------------------------------------------
@@ -407,9 +450,9 @@ def test_factors_that_contradict_are_reported() -> None:
     [
         (lambda: Intersection([]), ValueError, "at least one"),
         (lambda: Intersection([(Xor(2), [0, 2])]), ValueError, "covers"),
-        (lambda: Intersection([(Xor(2), [0, 0])]), ValueError, "distinct"),
+        (lambda: Intersection([(Xor(2), [0, 0])]), ValueError, "distinct, got 0 more than once"),
         (lambda: Intersection([(Xor(2), [0, 1, 2])]), ValueError, "2 parts"),
-        (lambda: Intersection([(Xor(2), [0, 3])], 3), ValueError, r"0\.\.2"),
+        (lambda: Intersection([(Xor(2), [0, 3])], 3), ValueError, r"0\.\.2, got 3"),
         (lambda: Intersection([(Xor(2), torch.rand(2))]), TypeError, "indices"),
         (lambda: Intersection([[0, 1]]), TypeError, "pairs"),  # pyright: ignore[reportArgumentType]
     ],

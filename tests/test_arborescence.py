@@ -422,8 +422,8 @@ def test_biaffine_scores() -> None:
 @pytest.mark.parametrize(
     ("heads", "message"),
     [
-        ([1, 0, -1], "a cycle in"),
-        ([1, 2, 0], "no root"),
+        ([1, 0, -1], "without a cycle"),
+        ([1, 2, 0], "with a root"),
         ([0, -1, -1], "its own head"),
         ([-1, 3, 0], "outside"),
         ([-1, -3, 0], "outside"),
@@ -436,13 +436,32 @@ def test_labels_that_are_no_trees(heads: list[int], message: str) -> None:
         Arborescence(3, single_root=True).encode(heads)
 
 
+@pytest.mark.parametrize(
+    ("heads", "lengths", "message"),
+    [
+        ([-1, 3, 0], None, r"no head outside .*; instance 1 has 3 at position 1\."),
+        ([-1, 2, 0], [3, 2], r"no head outside .*; instance 1 \(length 2\) has 2 at position 1\."),
+        ([-1, 1, 0], None, r"no word its own head; instance 1 has 1 at position 1\."),
+        ([1, 2, 0], None, r"with a root, whose head is -1; instance 1 has \[1, 2, 0\]\."),
+        ([-1, 2, 1], None, r"without a cycle; instance 1 has 2 at position 1\."),
+        ([-1, 0, -1], None, r"no more than one root; instance 1 has -1 at position 2\."),
+    ],
+)
+def test_labels_name_the_first_wrong_head(
+    heads: list[int], lengths: list[int] | None, message: str
+) -> None:
+    sizes = None if lengths is None else torch.tensor(lengths)
+    with pytest.raises(ValueError, match=message):
+        Arborescence(3, single_root=True).encode([[-1, 0, 1], heads], sizes)
+
+
 def test_labels() -> None:
     heads = torch.tensor([[[-1, 0, 1, 1]], [[2, 2, -1, -2]]])
     lengths = torch.tensor([[4], [3]])
     tree = Arborescence(4)
     assert torch.equal(tree.decode(tree.encode(heads, lengths), lengths), heads)
     assert torch.equal(tree.decode(tree.encode(heads, lengths)), heads)  # padding has no arc
-    with pytest.raises(ValueError, match=r"a cycle in instance \(1, 0\)"):
+    with pytest.raises(ValueError, match=r"a cycle; instance \(1, 0\) has 2 at position 1\."):
         tree.encode(torch.tensor([[[-1, 0, 1, 1]], [[-1, 2, 1, 0]]]))
     with pytest.raises(TypeError, match="head indices"):
         tree.encode(torch.zeros(4))

@@ -380,6 +380,11 @@ def test_lengths_out_of_range_name_their_instance(verb: str, wrong: int) -> None
         VERBS[verb](Simplex(3), normal(2, 3, 3), lengths=lengths)
 
 
+def test_every_instance_out_of_range_is_named() -> None:
+    with pytest.raises(ValueError, match=r"instance 0 has 9\. Also wrong: instances 2, 3\.$"):
+        Simplex(3).project(torch.zeros(4, 3), lengths=torch.tensor([9, 3, 4, 0]))
+
+
 def test_a_subset_needs_room_for_its_parts() -> None:
     with pytest.raises(ValueError, match=r"2\.\.4.*instance 1 has 1"):
         Subset(4, 2).project(torch.zeros(2, 4), lengths=torch.tensor([2, 1]))
@@ -450,8 +455,24 @@ def test_a_class_without_an_event_shape_is_named() -> None:
         def argmax(self, scores: Tensor) -> Tensor:
             return scores
 
-    with pytest.raises(NotImplementedError, match="Shapeless must define event_shape"):
+    with pytest.raises(NotImplementedError, match=r"Shapeless must define event_shape.* \(3,\)"):
         Shapeless().maximize(torch.zeros(3))
+
+
+UNDECLARED: dict[str, tuple[Use, str]] = {
+    "argmax": (lambda m: m.argmax(torch.zeros(1, 3)), r"Use maximize\(scores\)"),
+    "constraints": (lambda m: m.constraints(cp.Variable(3)), r"`def constraints\(self, y\): .*Facets\("),
+    "vertices": (lambda m: m.vertices(), r"`def vertices\(self\): .*Hull\("),
+    "at": (lambda m: m.at(2), r"beside `length_range`.*`def at\(self, length\): "),
+}
+
+
+@pytest.mark.parametrize("fact", UNDECLARED)
+def test_what_is_not_declared_says_how_to(fact: str) -> None:
+    use, match = UNDECLARED[fact]
+    polytope = Facets(cover, (3,)) if fact in ("argmax", "vertices") else Hull(torch.eye(3))
+    with pytest.raises(UnsupportedProblem, match=rf"`{fact}` is not declared(.|\n)*{match}"):
+        use(polytope)
 
 
 MADE: dict[str, tuple[Callable[[], object], str]] = {
@@ -617,13 +638,30 @@ def test_an_oracle_that_answers_badly_is_named(name: str) -> None:
             use(Oracle(fn, (3,)))
 
 
+@pytest.mark.parametrize(("points", "match"), [([[0.0], [NAN]], "nan"), ([[1.0], [-INF]], "-inf")])
+def test_points_that_are_not_finite_are_named(points: list[list[float]], match: str) -> None:
+    with pytest.raises(ValueError, match=rf"point 1 holds {match}\."):
+        Hull(points)
+
+    class Listed(Polytope):
+        @property
+        def event_shape(self) -> tuple[int, ...]:
+            return (1,)
+
+        def vertices(self) -> Tensor:
+            return torch.tensor(points)
+
+    with pytest.raises(ValueError, match="NaN or inf, first in structure 1"):
+        Listed().maximize(torch.zeros(1))
+
+
 BATCHED: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "an array": (lambda s: s.numpy(), TypeError, "torch.Tensor, got ndarray"),
     "nothing": (lambda _: None, TypeError, "torch.Tensor, got NoneType"),
     "a list": (lambda s: s.tolist(), TypeError, "torch.Tensor, got list"),
     "another shape": (lambda s: s[:, :2], ValueError, r"\(2, 2\).*\(2, 3\)"),
     "one instance": (lambda s: s[0], ValueError, r"\(3,\).*\(2, 3\)"),
-    "NaN": (lambda s: s * NAN, ValueError, "NaN or inf"),
+    "NaN": (lambda s: s * torch.tensor([[1.0], [NAN]]), ValueError, "NaN or inf for instance 1"),
 }
 
 
@@ -775,8 +813,8 @@ LABELS: dict[str, tuple[Polytope, Any, type[Exception], str]] = {
     "a class below none": (Simplex(3), [-1], ValueError, r"0\.\.2"),
     "a class in floats": (Simplex(3), [1.0], TypeError, "float"),
     "a part twice": (Subset(4, 2), [[1, 1]], ValueError, "distinct"),
-    "too few parts": (Subset(4, 2), [[1, -1]], ValueError, "2 to 2"),
-    "too many parts": (Subset(4, 1), [[0, 1]], ValueError, "1 to 1"),
+    "too few parts": (Subset(4, 2), [[1, -1]], ValueError, "sets of 2 distinct"),
+    "too many parts": (Subset(4, 1), [[0, 1]], ValueError, "sets of 1 distinct"),
     "too many parts at most": (Subset(4, 1, at_most=True), [[0, 1]], ValueError, "0 to 1"),
     "a part too many": (Subset(4, 2), [[1, 4]], ValueError, "below 4"),
     "a part below padding": (Subset(4, 2), [[1, -2]], ValueError, "below 4"),
@@ -784,7 +822,7 @@ LABELS: dict[str, tuple[Polytope, Any, type[Exception], str]] = {
     "a part of the cube twice": (Hypercube(2), [[1, 1]], ValueError, "distinct"),
     "a point too many": (Hull(torch.eye(3)), [3], ValueError, r"0\.\.2"),
     "a point below none": (Hull(torch.eye(3)), [-1], ValueError, r"0\.\.2"),
-    "a point in floats": (Hull(torch.eye(3)), [1.0], ValueError, "indices"),
+    "a point in floats": (Hull(torch.eye(3)), [1.0], TypeError, "indices"),
     "another event": (Facets(cover, (3,)), [[1, 0]], ValueError, r"event shape \(3,\)"),
     "no structure": (Facets(cover, (3,)), [[5, 0, 0]], ValueError, "label"),
     "no structure of an oracle": (Oracle(best_of_two, (3,)), [[0, 0, 1]], ValueError, "label"),
@@ -804,6 +842,60 @@ def test_labels_beyond_their_length() -> None:
         Simplex(3).encode(torch.tensor([2, 2]), lengths)
     with pytest.raises(ValueError, match="label"):
         Subset(3, 1).encode(torch.tensor([[2], [2]]), lengths)
+
+
+FIRST_WRONG: dict[str, tuple[Polytope, list[Any], str]] = {
+    "a class": (Simplex(3), [0, 3], r"0\.\.2.*; instance 1 has 3\."),
+    "a part": (Subset(4, 2), [[0, 1], [1, 4]], r"below 4.*; instance 1 has 4 at position 1\."),
+    "a repeat": (Subset(4, 2), [[0, 1], [3, 3]], r"listed twice; instance 1 has 3 at position 0\."),
+    "a small set": (Subset(4, 2), [[0, 1], [3, -1]], r"sets of 2 .*; instance 1 has \[3, -1\]\."),
+    "a large set": (
+        Subset(4, 1, at_most=True),
+        [[0, -1], [2, 3]],
+        r"sets of 0 to 1 .*; instance 1 has \[2, 3\]\.",
+    ),
+    "a corner": (Hypercube(2), [[0, 1], [2, -1]], r"below 2.*; instance 1 has 2 at position 0\."),
+    "a point": (Hull(torch.eye(3)), [0, 3], r"0\.\.2 of the points; instance 1 has 3\."),
+    "a vertex": (
+        Facets(cover, (3,)),
+        [[1, 0, 0], [0, 0.25, 1]],
+        r"lie in Facets\(.*; instance 1 has \[0\.0, 0\.25, 1\.0\]\.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_WRONG)
+def test_labels_name_the_first_wrong_value_and_the_instances(name: str) -> None:
+    polytope, labels, message = FIRST_WRONG[name]
+    batch = torch.tensor(labels)
+    with pytest.raises(ValueError, match=rf"labels must .*{message}$"):
+        polytope.encode(batch)
+    grid = torch.stack([batch[:1].repeat(2, *[1] * (batch.dim() - 1)), batch, batch])
+    nested = message.replace("instance 1", r"instance \(1, 1\)")
+    with pytest.raises(ValueError, match=rf"{nested} Also wrong: instance \(2, 1\)\.$"):
+        polytope.encode(grid)
+    with pytest.raises(ValueError, match="the only instance"):
+        polytope.encode(batch[1])
+
+
+def test_labels_beyond_their_length_name_it() -> None:
+    lengths = torch.tensor([3, 2])
+    with pytest.raises(ValueError, match=r"below their length.*; instance 1 \(length 2\) has 2\."):
+        Simplex(3).encode([2, 2], lengths)
+    with pytest.raises(ValueError, match=r"instance 1 \(length 2\) has 2 at position 1\."):
+        Subset(3, 2).encode([[0, 2], [0, 2]], lengths)
+
+
+def test_long_labels_are_cut() -> None:
+    with pytest.raises(ValueError, match=r"has \[0, 1, .*, 15, \.\.\.\]\.$"):
+        Subset(40, 2).encode(list(range(20)))
+
+
+@pytest.mark.parametrize("labels", [[True, False], torch.tensor([1.0]), [[0], [1, 2]], "ab"], ids=str)
+def test_labels_that_are_no_indices(labels: Any) -> None:
+    for polytope in (Simplex(3), Hull(torch.eye(3))):
+        with pytest.raises(TypeError, match="labels must be"):
+            polytope.encode(labels)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,21 @@ class Fractional(Polytope):
         return [y >= 0, y[0] + y[1] <= 1, y[1] + y[2] <= 1, y[0] + y[2] <= 1]
 
 
+class BrokenTies(Simplex):
+    """Its argmax shares the choice among parts that tie."""
+
+
+@rule(BrokenTies, None)
+class _Shared(Softmax):
+    name = "shared argmax"
+
+    def solve(self, problem: Problem) -> Solution:
+        scores = problem.scores
+        tied = (scores == scores.amax(1, keepdim=True)).to(scores)
+        value = tied / tied.sum(1, keepdim=True)
+        return Solution.closed_form(value, (value * scores).sum(1))
+
+
 BROKEN = [
     (BrokenProjection(4, 2), "project", "Euclidean()"),
     (BrokenDerivative(3), "gradient", "Gibbs()"),
@@ -122,6 +137,17 @@ def test_the_counterexample_is_small() -> None:
     scores = wrong.counterexample.scores
     assert wrong.counterexample.keep is None
     assert torch.equal(scores, torch.zeros(4).double()), scores
+
+
+def test_an_answer_that_is_no_vertex_is_compared_with_none() -> None:
+    report = check(BrokenTies(3), count=2)
+    wrong = next(f for f in report.findings if f.road == "shared argmax" and f.counterexample)
+    assert wrong.counterexample is not None
+    assert wrong.counterexample.reason == "not a vertex"
+    assert wrong.counterexample.expected is None
+    text = str(wrong.counterexample)
+    assert "found" in text
+    assert "expected" not in text
 
 
 def test_a_wrong_oracle_is_found_against_another_declaration() -> None:

@@ -384,13 +384,60 @@ def test_labels_that_are_no_structure(polytope: DynamicProgram, labels: Any, mes
         polytope.encode(torch.tensor(labels).double())
 
 
+@pytest.mark.parametrize(
+    ("polytope", "good", "wrong", "message"),
+    [
+        (ProjectiveTree(3), [-1, 0, 1], [-1, 5, 0], r"other words.*; instance 1 has 5 at position 1\."),
+        (ProjectiveTree(3), [-1, 0, 1], [1, 0, -1], r"a cycle; instance 1 has 1 at position 0\."),
+        (
+            ConstituencyTree(3),
+            [[0, 2], [0, 1]],
+            [[0, 2], [2, 1]],
+            r"spans of words.*; instance 1 has \[2, 1\] at position 1\.",
+        ),
+        (
+            ConstituencyTree(3),
+            [[0, 2], [0, 1]],
+            [[0, 2], [0, 2]],
+            r"no span twice; instance 1 has \[0, 2\] at position 0\.",
+        ),
+        (
+            ConstituencyTree(3),
+            [[0, 2], [0, 1]],
+            [[0, 2], [-1, -1]],
+            r"split every span in two; instance 1 has \[\[0, 2\], \[-1, -1\]\]\.",
+        ),
+        (SemiMarkov(3, 2, 2), [0, -1, 1], [0, 1, 2], r"tag ids .*; instance 1 has 2 at position 2\."),
+        (SemiMarkov(3, 2, 2), [0, -1, 1], [1, -1, -1], r"than 2 .*; instance 1 has 1 at position 0\."),
+        (
+            Alignment(2, 2),
+            [[0, 0], [1, 1]],
+            [[0, 0], [0, 2]],
+            r"cells of .*; instance 1 has \[0, 2\] at position 1\.",
+        ),
+        (
+            Alignment(3, 2),
+            [[0, 0], [1, 1]],
+            [[0, 0], [2, 1]],
+            r"by one; instance 1 has \[2, 1\] at position 1\.",
+        ),
+        (Alignment(2, 2), [[0, 0], [1, 1]], [[-1, -1], [-1, -1]], r"hold a cell of .*; instance 1 has"),
+    ],
+)
+def test_labels_name_the_first_wrong_entry(
+    polytope: DynamicProgram, good: Any, wrong: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        polytope.encode(torch.tensor([good, wrong]))
+
+
 def test_labels_name_the_instance_and_obey_lengths() -> None:
     tree = ProjectiveTree(3)
     with pytest.raises(ValueError, match="instance 1"):
         tree.encode(torch.tensor([[-1, 0, 1], [1, 0, -1]]))
     shorter = tree.encode(torch.tensor([[1, -1, 7]]), lengths=torch.tensor([2]))
     assert tree.decode(shorter).tolist() == [[1, -1, -2]]
-    with pytest.raises(ValueError, match="last cell"):
+    with pytest.raises(ValueError, match=r"last cell; instance 0 \(lengths \[2, 3\]\) has \[1, 1\] at"):
         Alignment(3, 3).encode(torch.tensor([[[0, 0], [1, 1]]]), lengths=torch.tensor([[2, 3]]))
     bare = ConstituencyTree(3).encode(torch.tensor([[0, 1], [0, 2]]))  # single words left out
     assert bare.diagonal().tolist() == [1.0, 1.0, 1.0]

@@ -156,6 +156,21 @@ def test_labels() -> None:
         GraphMatching(nx.cycle_graph(6), perfect=True).encode(torch.tensor([[0, -1, -1]]))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ([2, 3], r"below 3.*; instance 1 has 3 at position 1\."),
+        ([1, 0], r"no two at a node; instance 1 has 1 at position 0\."),
+        ([1, -1], r"an edge at every node; instance 1 has \[1, -1\]\."),
+        ([2, 2], r"none listed twice; instance 1 has 2 at position 0\."),
+    ],
+)
+def test_labels_that_are_no_matching_are_named(wrong: list[int], message: str) -> None:
+    line = GraphMatching([(0, 1), (1, 2), (2, 3)], perfect=True)
+    with pytest.raises(ValueError, match=message):
+        line.encode(torch.tensor([[0, 2], wrong]))
+
+
 def test_training() -> None:
     polytope = GraphMatching(GRAPHS["five nodes"])
     scores = normal(polytope, 3).requires_grad_()
@@ -171,7 +186,7 @@ def test_training() -> None:
         (nx.DiGraph([(0, 1)]), TypeError, "undirected"),
         (3, TypeError, "networkx graph"),
         ([(0, 1, 2)], TypeError, "networkx graph"),
-        ([], ValueError, "no edge"),
+        ([], ValueError, "at least one edge"),
         ([(0, 0)], ValueError, "loop"),
     ],
 )

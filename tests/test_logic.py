@@ -230,6 +230,7 @@ def test_a_mask_without_an_assignment_names_the_instance() -> None:
         (lambda: Xor(2, (True,)), ValueError, "2 entries"),
         (lambda: Xor(2, (1, 0)), TypeError, "bools"),  # pyright: ignore[reportArgumentType]
         (lambda: Xor(3).encode(torch.tensor([0, 1, -1])), ValueError, "structure"),
+        (lambda: Xor(2).encode([[0, -1], [1, 0]]), ValueError, r"Xor.*; instance 1 has \[1, 0\]\."),
         (lambda: Or(3).encode(torch.tensor([0, 0, -1])), ValueError, "twice"),
         (lambda: Or(3).encode(torch.tensor([0, 3, -1])), ValueError, "below 3"),
     ],

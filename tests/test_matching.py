@@ -435,8 +435,25 @@ def test_labels() -> None:
     with pytest.raises(TypeError, match="column indices"):
         matching.encode(torch.zeros(3))
     for wrong in ([0, 0, 1], [0, 1, 4], [0, 1, -1], [0, 1]):
-        with pytest.raises(ValueError, match="labels must"):
+        with pytest.raises(ValueError, match=r"labels .*must"):
             matching.encode(torch.tensor(wrong))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "lengths", "message"),
+    [
+        ([0, 1, 4], None, r"0\.\.3.*; instance 1 has 4 at position 2\."),
+        ([0, 1, -1], [2, 1], r"instance 1 \(lengths \[2, 1\]\) has 1 at position 1\."),
+        ([2, 1, 1], None, r"no column twice; instance 1 has 1 at position 1\."),
+        ([2, -1, 1], None, r"the smaller side wholly.*; instance 1 has \[2, -1, 1\]\."),
+    ],
+)
+def test_labels_that_match_nothing_are_named(
+    wrong: list[int], lengths: list[int] | None, message: str
+) -> None:
+    sizes = None if lengths is None else torch.tensor([[3, 4], lengths])
+    with pytest.raises(ValueError, match=message):
+        Matching(3, 4).encode(torch.tensor([[0, 1, 2], wrong]), sizes)
 
 
 @pytest.mark.parametrize(

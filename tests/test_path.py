@@ -457,6 +457,56 @@ def test_labels_of_graphs() -> None:
     assert numbers(cyclic.decode(torch.ones(3))) == [0, 1, -1][:2]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ([0, 9], r"numbers below 4.*; instance 1 has 9 at position 1\."),
+        ([0, 2, 3], r"on the arcs of Path\(.*; instance 1 has the step \[0, 2\] at position 0\."),
+        ([0, 1, 1, 1], r"no arc twice; instance 1 has the step \[1, 1\] at position 1\."),
+        ([0, -1, 3], r"-1 only after the last step; instance 1 has -1 at position 1\."),
+        ([], r"at least one step each; instance 1 has \[-1, -1\]\."),
+    ],
+)
+def test_labels_that_are_no_walk_are_named(wrong: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Path(RING, 0, 3).encode([[0, 3], wrong])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ([[0, 0], [0, 3]], r"cells of GridPath\(.*; instance 1 has \[0, 3\] at position 1\."),
+        ([[0, 0], [1, 1]], r"neighbours of .*; instance 1 has the step \[\[0, 0\], \[1, 1\]\]\."),
+        ([[0, 0], [0, 1], [0, 0]], r"no cell twice; instance 1 has \[0, 0\] at position 0\."),
+        ([[0, 0], [0, -1]], r"-1 alone for padding; instance 1 has \[0, -1\] at position 1\."),
+    ],
+)
+def test_labels_that_are_no_walk_of_a_grid_are_named(wrong: list[list[int]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GridPath(3, 3).encode([[[0, 0], [0, 1]], wrong])
+    short = torch.tensor([[3, 3], [1, 3]])
+    with pytest.raises(ValueError, match=r"instance 1 \(lengths \[1, 3\]\) has \[1, 0\] at position 1"):
+        GridPath(3, 3).encode([[[0, 0], [1, 0]]] * 2, short)
+
+
+@pytest.mark.parametrize("labels", ["abc", [[0, 1], 2], [[0, 1], ["x"]]], ids=str)
+def test_labels_that_are_no_lists_of_steps(labels: Any) -> None:
+    with pytest.raises(TypeError, match="labels must be whole numbers, a list of node numbers"):
+        Path(RING, 0, 3).encode(labels)
+
+
+def test_ends_of_instances_are_named() -> None:
+    source = torch.tensor([0, 7, 1, 9])
+    with pytest.raises(ValueError, match=r"0\.\.3; instance 1 has 7\. Also wrong: instance 3\."):
+        Path(RING, 0, 3).maximize(torch.zeros(4, 8), params={"source": source})
+    with pytest.raises(ValueError, match=r"got dtype torch\.float32"):
+        Path(RING, 0, 3).maximize(torch.zeros(4, 8), params={"source": torch.zeros(4)})
+    with pytest.raises(ValueError, match=r"instance 0 has \[0, 3\]\.$"):
+        GridPath(3, 3).maximize(torch.zeros(1, 3, 3), params={"target": torch.tensor([[0, 3]])})
+    with pytest.raises(ValueError, match="'z' is no node of the graph, whose nodes are 'x', 'y'"):
+        Path(nx.DiGraph([("x", "y")]), "x", "z")
+
+
 def test_labels_of_grids() -> None:
     grid = GridPath(3, 3)
     walks = [

@@ -203,6 +203,22 @@ def test_labels_are_ranks() -> None:
         polytope.encode(torch.tensor([0.0, 1.0, 2.0, 3.0]))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "lengths", "message"),
+    [
+        ([0, 1, 3], None, r"each rank.*; instance 1 has 3 at position 2\."),
+        ([1, 0, 0], None, r"each rank.*; instance 1 has 0 at position 1\."),
+        ([0, 2, -1], [3, 2], r"each rank.*; instance 1 \(length 2\) has 2 at position 1\."),
+    ],
+)
+def test_labels_that_are_no_ranking_are_named(
+    wrong: list[int], lengths: list[int] | None, message: str
+) -> None:
+    sizes = None if lengths is None else torch.tensor(lengths)
+    with pytest.raises(ValueError, match=message):
+        Permutahedron([3.0, 2.0, 1.0]).encode(torch.tensor([[0, 1, 2], wrong]), sizes)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @each_regularizer
 def test_huge_and_tiny_scores(dtype: torch.dtype, regularizer: Regularizer) -> None:

@@ -248,6 +248,19 @@ def test_labels_are_edge_sets() -> None:
             polytope.encode(torch.tensor(wrong))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ([0, 1, 5], r"below 5.*; instance \(0, 1\) has 5 at position 2\."),
+        ([0, 1, -1], r"the 3 edges of a spanning tree.*; instance \(0, 1\) has \[0, 1, -1\]\."),
+        ([0, 1, 2], r"without a cycle; instance \(0, 1\) has \[0, 1, 2\]\."),
+    ],
+)
+def test_labels_that_are_no_tree_are_named(wrong: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SpanningTree(KITE, 4).encode(torch.tensor([[[0, 1, 4], wrong]]))
+
+
 def test_batches_layouts_and_extremes() -> None:
     polytope = SpanningTree(KITE, 4)
     for regularizer in (None, Euclidean(), Gibbs()):

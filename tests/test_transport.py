@@ -196,8 +196,8 @@ def test_labels_are_the_plans() -> None:
     polytope = Transport([0.5, 0.5], [0.25, 0.75])
     plan = polytope.maximize(normal(5, 2, 2))
     assert torch.equal(polytope.encode(polytope.decode(plan)), plan)
-    with pytest.raises(ValueError, match="outside"):
-        polytope.encode(torch.ones(2, 2))
+    with pytest.raises(ValueError, match=r"must lie in Transport.*; instance 1 has \[\[1\.0, 1\.0\]"):
+        polytope.encode(torch.stack([plan[0], torch.ones(2, 2)]))
 
 
 def test_losses_and_layers_take_masses() -> None:
@@ -215,8 +215,8 @@ def test_losses_and_layers_take_masses() -> None:
     ("row", "column", "message"),
     [
         ([1.0], [2.0], "equal totals"),
-        ([-1.0, 2.0], [1.0], "negative"),
-        ([float("nan")], [1.0], "not finite"),
+        ([2.0, -1.0], [1.0], r"negative.*, -1 at position 1"),
+        ([float("nan")], [1.0], r"not finite, nan at position 0"),
         ([], [1.0], "vector of masses"),
         ([[1.0]], [1.0], "vector of masses"),
     ],
@@ -231,9 +231,9 @@ def test_bad_masses_of_an_instance() -> None:
     scores = torch.zeros(2, 1, 2)
     unequal = {"row": torch.tensor([[1.0], [2.0]])}
     for regularizer in (None, *SMOOTH):
-        with pytest.raises(ValueError, match="different totals in instance 1"):
+        with pytest.raises(ValueError, match=r"equal totals; instance 1 has 2 and 1\."):
             polytope.maximize(scores, regularizer, params=unequal)
-    with pytest.raises(ValueError, match="negative mass in instance 0"):
+    with pytest.raises(ValueError, match=r"negative mass; instance 0 has -0\.5\."):
         polytope.maximize(scores, params={"column": torch.tensor([[1.5, -0.5], [0.5, 0.5]])})
     with pytest.raises(UnsupportedProblem):
         polytope.maximize(scores, Gibbs())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes.algebra.blocks import lacking
-from spigot.polytopes.arrays import distinct, library
+from spigot.polytopes.arrays import distinct, first_part, library
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.dispatch import Road, choose, generic_roads, rule
 from spigot.polytopes.errors import unsupported
@@ -33,6 +33,8 @@ class Affine(Polytope):
     MAP pulls the scores back, <s, A z + b> = <A's, z> + <s, b>, and everything that an oracle
     answers follows from it. Where A'A = c I, projections go M's own road; where distinct vertices of
     M have distinct images, so do marginals, samples and the k best.
+
+    Parts: `(m,)`, one a row of A.
 
     Args:
         polytope: M, its parts taken in C order.
@@ -65,8 +67,12 @@ class Affine(Polytope):
         offset = offset.detach().double().cpu()
         if offset.shape != matrix.shape[:1]:
             raise ValueError(f"Affine: the offset must be ({len(matrix)},), got {tuple(offset.shape)}.")
-        if not bool(matrix.isfinite().all() & offset.isfinite().all()):
-            raise ValueError("Affine: the matrix and the offset must be finite.")
+        for name, values in (("matrix", matrix), ("offset", offset)):
+            if not bool(values.isfinite().all()):
+                at = first_part(~values.isfinite())
+                raise ValueError(
+                    f"Affine: the {name} must be finite, got {values[at].item():g} at {at}."
+                )
         object.__setattr__(self, "matrix", matrix)
         object.__setattr__(self, "offset", offset)
 

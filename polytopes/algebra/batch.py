@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes.algebra.blocks import key, lacking, shared_facts
-from spigot.polytopes.arrays import numbers, rows_where
+from spigot.polytopes.arrays import numbers
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.dispatch import Road, rule
-from spigot.polytopes.posing import check_event
+from spigot.polytopes.labels import labels_of
+from spigot.polytopes.posing import check_event, size_range
 from spigot.polytopes.problem import Problem
 from spigot.polytopes.regularizers import Regularizer
 
@@ -31,7 +32,7 @@ class Batch(Polytope, abstract=True):
     polytope's best road; the same object (or an equal one) twice is one call. Lengths and parameters
     are handed on.
 
-    Labels are a list of each instance's own.
+    Parts: `(*event)`, the largest size of each dimension. Labels are a list of each instance's own.
 
     Args:
         polytopes: m of them.
@@ -54,11 +55,20 @@ class Batch(Polytope, abstract=True):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "polytopes", tuple(self.polytopes))
-        for polytope in self.polytopes:
+        for i, polytope in enumerate(self.polytopes):
             if not isinstance(polytope, Polytope):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise TypeError(f"Batch takes polytopes, such as Simplex(3); got {polytope!r}.")
-        if len({len(polytope.event_shape) for polytope in self.polytopes}) != 1:
-            raise ValueError("Batch takes at least one polytope, all with events of as many dimensions.")
+                raise TypeError(
+                    f"Batch takes polytopes, such as Simplex(3); got {polytope!r} at position {i}."
+                )
+        if not self.polytopes:
+            raise ValueError("Batch takes at least one polytope, such as [Simplex(3)]; got none.")
+        first = self.polytopes[0]
+        for i, polytope in enumerate(self.polytopes):
+            if len(polytope.event_shape) != len(first.event_shape):
+                raise ValueError(
+                    f"Batch takes polytopes with events of as many dimensions; {first} has the event "
+                    f"shape {first.event_shape}, and {polytope} at position {i} {polytope.event_shape}."
+                )
 
     def __repr__(self) -> str:
         return f"Batch({len(self.polytopes)} polytopes, event {self.event_shape})"
@@ -149,20 +159,32 @@ class Batch(Polytope, abstract=True):
         return inside.to(lengths.device)
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
-        """Vertices `(m, *event)` of a list of m labels."""
+        """Vertices `(m, *event)` of a list of m labels.
+
+        Raises:
+            ValueError: another number of labels, or one that is no structure of its polytope.
+        """
         if len(labels) != len(self.polytopes):
             raise ValueError(f"{self} takes {len(self.polytopes)} labels, got {len(labels)}.")
         vertices = torch.zeros(len(labels), *self.event_shape)
         for i, (polytope, label) in enumerate(zip(self.polytopes, labels, strict=True)):
             block = tuple(slice(size) for size in polytope.event_shape)
-            vertices[i][block] = polytope.encode(label, None if lengths is None else lengths[i])
+            with labels_of(f"label {i}, of {polytope}"):
+                vertices[i][block] = polytope.encode(label, None if lengths is None else lengths[i])
         return vertices
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> list[Any]:
-        """A list of m labels of vertices `(m, *event)`."""
+        """A list of m labels of vertices `(m, *event)`.
+
+        Raises:
+            ValueError: another batch shape.
+        """
         batch_shape = check_event(self, vertices, "vertices")
         if tuple(batch_shape) != (len(self.polytopes),):
-            raise ValueError(f"{self} decodes vertices of batch shape ({len(self.polytopes)},).")
+            raise ValueError(
+                f"{self} decodes vertices of batch shape ({len(self.polytopes)},), got "
+                f"{tuple(batch_shape)}."
+            )
         return [
             polytope.decode(
                 vertices[i][tuple(slice(size) for size in polytope.event_shape)],
@@ -179,8 +201,9 @@ def _check_lengths(problem: Problem, rows: Tensor, polytope: Polytope) -> None:
     lengths = problem.lengths[rows]
     wrong = ((lengths < lowest) | (lengths > highest)).reshape(len(rows), -1).any(1)
     if bool(wrong.any()):
-        named = problem.describe([int(row) for row in rows[rows_where(wrong)]])
-        raise ValueError(f"lengths must lie in {polytope.length_range} for {polytope}, in {named}.")
+        short = numbers(rows[wrong])
+        wrongs = problem.describe_wrong(short, f"has {numbers(problem.lengths[short[0]])}")
+        raise ValueError(f"lengths must lie in {size_range(lowest, highest)} for {polytope}; {wrongs}")
 
 
 @rule(Batch, None, Regularizer)

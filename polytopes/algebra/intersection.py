@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes.algebra.blocks import Block, blocks
-from spigot.polytopes.arrays import library, numbers
+from spigot.polytopes.arrays import library, numbers, rows_where
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.declared import IntegerHull
 from spigot.polytopes.dispatch import Road, rule
@@ -44,15 +44,18 @@ class Intersection(Polytope):
     MAP is one linear program over all factors' constraints. Projections need only the factors' own
     (`Consensus`): `Solution.gap` bounds the squared error, from one MAP a factor.
 
+    Parts: `(*shape)`, shared by the factors. Labels are the vertices themselves.
+
     Args:
         factors: pairs of a polytope and the parts it covers, as indices of the flattened event in
             the order (C) of the polytope's own; a polytope alone covers all parts.
-        shape: the event shape; by default `(d,)`, d one more than the largest index.
+        shape: the event shape, a number or a tuple; by default `(d,)`, d one more than the largest
+            index.
 
     Raises:
         TypeError: a factor is no polytope, or an index no whole number.
-        ValueError: indices out of range, repeated within a factor or not one a part of it, or a part
-            that no factor covers.
+        ValueError: no factor; indices out of range, repeated within a factor or not one a part of it, or
+            a part that no factor covers.
 
     Example:
         >>> import torch
@@ -76,7 +79,7 @@ class Intersection(Polytope):
 
     def __post_init__(self) -> None:
         if not self.factors:
-            raise ValueError("Intersection needs at least one factor.")
+            raise ValueError("Intersection needs at least one factor, such as (Xor(2), [0, 1]).")
         pairs = [_pair(factor) for factor in self.factors]
         largest = max(int(index.max()) for _, index in pairs)
         shape = (largest + 1,) if self.shape is None else self.shape
@@ -190,10 +193,16 @@ def _pair(factor: Any) -> tuple[Polytope, Tensor]:
 
 
 def _check_index(polytope: Polytope, index: Tensor, d: int) -> None:
-    if bool(((index < 0) | (index >= d)).any()):
-        raise ValueError(f"Intersection: the parts of {polytope} must be indices 0..{d - 1}.")
-    if len(set(numbers(index))) < len(index):
-        raise ValueError(f"Intersection: the parts of {polytope} are not distinct.")
+    outside = numbers(index[(index < 0) | (index >= d)])
+    if outside:
+        raise ValueError(
+            f"Intersection: the parts of {polytope} must be indices 0..{d - 1}, got {outside[0]}."
+        )
+    twice = rows_where(index.bincount() > 1)
+    if twice:
+        raise ValueError(
+            f"Intersection: the parts of {polytope} must be distinct, got {twice[0]} more than once."
+        )
 
 
 def _binary(polytope: Polytope) -> bool:

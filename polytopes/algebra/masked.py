@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from spigot.polytopes.algebra.blocks import lacking
-from spigot.polytopes.arrays import first_part, library
+from spigot.polytopes.arrays import first_part, library, numbers, rows_where
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.bounds import parts_outside
 from spigot.polytopes.dispatch import Road, choose, fast_rule, rule
-from spigot.polytopes.errors import NoStructure, unsupported
+from spigot.polytopes.errors import NoStructure, describe_wrong, unsupported
 from spigot.polytopes.listing import listed_vertices
 from spigot.polytopes.posing import check_excludable
 from spigot.polytopes.problem import Problem, Solution
@@ -28,18 +28,32 @@ __all__ = ["Face", "Masked"]
 
 
 def _flags(name: str, flags: object, event_shape: tuple[int, ...]) -> Tensor:
-    if not isinstance(flags, Tensor) or flags.dtype != torch.bool:
-        raise TypeError(f"{name} must be a bool tensor, got {flags!r}.")
+    if not isinstance(flags, Tensor):
+        raise TypeError(f"{name} must be a bool tensor, got {type(flags).__name__}.")
+    if flags.dtype != torch.bool:
+        raise TypeError(f"{name} must be a bool tensor, got dtype {flags.dtype}.")
     if tuple(flags.shape) != event_shape:
         raise ValueError(f"{name} must have the event shape {event_shape}, got {tuple(flags.shape)}.")
     return flags.cpu()
+
+
+def _refuse_parts(must: str, wrong: Tensor, event_shape: tuple[int, ...], does: str) -> None:
+    """Raises a ValueError that names the first wrong part `(*batch, *event)` and the instances."""
+    if not bool(wrong.any()):
+        return
+    batch_shape = wrong.shape[: wrong.dim() - len(event_shape)]
+    flat = wrong.reshape(batch_shape.numel(), *event_shape)
+    rows = rows_where(flat.flatten(1).any(1))
+    wrongs = describe_wrong(rows, batch_shape, f"{does} part {first_part(flat[rows[0]])}")
+    raise ValueError(f"labels {must}; {wrongs}")
 
 
 @dataclass(frozen=True, eq=False)
 class Masked(Polytope):
     """{y in M : y_i = 0 where keep is False}, a face of M: `keep` of every verb, once and for all.
 
-    Each problem goes M's own best road with that mask. Labels, sizes and parameters are M's.
+    Each problem goes M's own best road with that mask. Parts: M's, `(*event)`. Labels, sizes and
+    parameters are M's.
 
     Args:
         polytope: M.
@@ -119,7 +133,12 @@ class Masked(Polytope):
         return choose(self.polytope, None).solve(problem).value.to(scores)
 
     def constraints(self, y: cp.Variable, **values: Any) -> list[Any]:
-        """M's, and zeros."""
+        """M's, and zeros.
+
+        Args:
+            y: a cvxpy variable of the event shape.
+            values: of M's parameters, by name.
+        """
         cp = library("cvxpy")
 
         zeros = cp.multiply((~self.keep).double().numpy(), y) == 0
@@ -131,10 +150,14 @@ class Masked(Polytope):
         return points[((points.abs() <= 1e-12) | self.keep).flatten(1).all(1)]
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
-        """M's vertices, which must lie on the face."""
+        """M's vertices, which must lie on the face.
+
+        Raises:
+            ValueError: a label that is no structure of M, or one off the face.
+        """
         vertices = self.polytope.encode(labels, lengths)
-        if bool((vertices.abs() > 1e-6)[..., ~self.keep].any()):
-            raise ValueError(f"labels use a part that {self} excludes.")
+        used = (vertices.abs() > 1e-6) & ~self.keep.to(vertices.device)
+        _refuse_parts(f"must use no part that {self} excludes", used, self.event_shape, "uses")
         return vertices
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Any:
@@ -218,6 +241,8 @@ class Face(Polytope):
     every problem goes M's own fast road. Whether it is one is found by MAP, d + 1 calls at first use.
     Elsewhere the generic roads answer, from M's facts.
 
+    Parts: M's, `(*event)`.
+
     Args:
         polytope: M.
         ones: bool, the event shape: the parts fixed at 1.
@@ -226,6 +251,7 @@ class Face(Polytope):
         TypeError: `ones` is no bool tensor.
         ValueError: it does not have the event shape.
         UnsupportedProblem: a part can exceed 1, so that y_i = 1 is no face.
+        NoStructure: at a call, if no structure has all of these parts at 1.
 
     Example:
         >>> import torch
@@ -294,7 +320,11 @@ class Face(Polytope):
         return reached.reshape(self.event_shape)
 
     def argmax(self, scores: Tensor) -> Tensor:
-        """M's best vertex where the fixed parts outweigh all others."""
+        """M's best vertex where the fixed parts outweigh all others.
+
+        Raises:
+            NoStructure: no structure has all of these parts at 1.
+        """
         weight = 1 + scores.double().abs().flatten(1).sum(1)
         column = weight.reshape(-1, *[1] * len(self.event_shape))
         ones = self.ones.to(scores.device)
@@ -303,7 +333,7 @@ class Face(Polytope):
             value = choose(self.polytope, None).solve(Problem(self.polytope, pushed, None)).value
             if bool((value[:, ones] > 1 - 1e-9).all()):
                 return value.to(scores)
-        raise NoStructure(f"{self}: no structure has all of these parts at 1.")
+        raise self._empty()
 
     def constraints(self, y: cp.Variable) -> list[Any]:
         """M's, and ones."""
@@ -313,18 +343,31 @@ class Face(Polytope):
         return [*self.polytope.constraints(y), cp.multiply(fixed, y) == fixed]
 
     def vertices(self) -> Tensor:
-        """M's on the face."""
+        """M's on the face.
+
+        Raises:
+            NoStructure: no structure has all of these parts at 1.
+        """
         points = listed_vertices(self.polytope)
         on = points[((points - 1).abs() <= 1e-12)[:, self.ones].all(1)]
         if not len(on):
-            raise NoStructure(f"{self}: no structure has all of these parts at 1.")
+            raise self._empty()
         return on
 
+    def _empty(self) -> NoStructure:
+        parts = [tuple(part) for part in numbers(self.ones.nonzero())]
+        named = ", ".join(map(str, parts[:5])) + (", ..." if len(parts) > 5 else "")
+        return NoStructure(f"{self}: no structure has all of the parts {named} at 1; fix fewer of them.")
+
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
-        """M's vertices, which must lie on the face."""
+        """M's vertices, which must lie on the face.
+
+        Raises:
+            ValueError: a label that is no structure of M, or one off the face.
+        """
         vertices = self.polytope.encode(labels, lengths)
-        if bool((vertices < 1 - 1e-6)[..., self.ones].any()):
-            raise ValueError(f"labels lack a part that {self} fixes at 1.")
+        lacked = (vertices < 1 - 1e-6) & self.ones.to(vertices.device)
+        _refuse_parts(f"must hold every part that {self} fixes at 1", lacked, self.event_shape, "lacks")
         return vertices
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Any:

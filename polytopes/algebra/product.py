@@ -15,6 +15,7 @@ from spigot.polytopes.algebra.blocks import Block, blocks, lacking, shared_facts
 from spigot.polytopes.arrays import library
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.dispatch import Road, choose, rule
+from spigot.polytopes.labels import labels_of
 from spigot.polytopes.listing import distinct_vertices
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
@@ -32,7 +33,8 @@ LISTED = 4096  # vertices up to which the product's are listed
 class Product(Polytope):
     """{(y_1, ..., y_m) : y_i in M_i}: one structure of each factor, their parts in one flat event.
 
-    Labels are what `split` gives: a tuple of the factors' labels, or a dict by name.
+    Parts: `(d,)`, the factors' in C order one after the other. Labels are what `split` gives: a tuple
+    of the factors' labels, or a dict by name.
 
     Args:
         factors: the polytopes, or
@@ -58,7 +60,10 @@ class Product(Polytope):
 
     def __init__(self, *factors: Polytope, **named: Polytope) -> None:
         if bool(factors) == bool(named):
-            raise ValueError("Product takes polytopes, all of them by position or all by name.")
+            given = f"{len(factors)} by position and {', '.join(named)} by name" if factors else "none"
+            raise ValueError(
+                f"Product takes polytopes, all of them by position or all by name; got {given}."
+            )
         chosen = factors or tuple(named.values())
         for factor in chosen:
             if not isinstance(factor, Polytope):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -148,7 +153,8 @@ class Product(Polytope):
     def _listed_parts(self, parts: Any) -> list[Any]:
         if isinstance(parts, Mapping):
             if set(parts) != set(self.names):  # pyright: ignore[reportUnknownArgumentType]
-                raise ValueError(f"{self} has the factors {', '.join(self.names) or 'without names'}.")
+                own = f"has the factors {', '.join(self.names)}" if self.names else "takes a tuple"
+                raise ValueError(f"{self} {own}; got parts named {', '.join(map(str, parts))}.")  # pyright: ignore[reportUnknownArgumentType]
             return [parts[name] for name in self.names]  # pyright: ignore[reportUnknownVariableType]
         if len(parts) != len(self.factors):
             raise ValueError(f"{self} has {len(self.factors)} factors, got {len(parts)} parts.")
@@ -156,8 +162,11 @@ class Product(Polytope):
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
         """The factors' vertices, joined."""
-        pairs = zip(self.factors, self._listed_parts(labels), strict=True)
-        return self.join(self._named([factor.encode(label) for factor, label in pairs]))
+        found: list[Tensor] = []
+        for i, label in enumerate(self._listed_parts(labels)):
+            with labels_of(f"factor {self.names[i] if self.names else i}"):
+                found.append(self.factors[i].encode(label))
+        return self.join(self._named(found))
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Any:
         """The factors' labels: a tuple, or a dict if they have names."""

@@ -72,7 +72,7 @@ def over_instances(kernel: Kernel, count: int, *arrays: Any) -> None:
     what a row holds may not depend on where a slice begins.
 
     Raises:
-        whatever a slice raises, after the others have ended.
+        Exception: whatever a slice raises, after the others have ended.
     """
     if not count:
         return

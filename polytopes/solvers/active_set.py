@@ -87,6 +87,10 @@ class ActiveSet(MixtureSolver):
             y by sqrt(c). At the default the steps end by themselves: the best vertex is held already.
         max_steps: oracle calls an instance; the truncated answer lies in M and says its gap.
 
+    Raises:
+        ValueError: a tolerance that float64 cannot reach, or max_steps < 0.
+        TypeError: max_steps is no whole number.
+
     Example:
         >>> import torch
         >>> from spigot.polytopes import Euclidean, Subset

@@ -72,6 +72,10 @@ class BatchedNewton(RowSolver):
     Args:
         max_steps: Newton steps an instance, before `Newton` takes it.
 
+    Raises:
+        ValueError: max_steps < 0.
+        TypeError: max_steps is no whole number.
+
     Example:
         >>> import torch
         >>> from spigot.polytopes import Euclidean, Subset

@@ -35,6 +35,10 @@ class Clarabel(RowSolver):
         tolerance: Clarabel's three tolerances.
         max_steps: interior-point steps an instance.
 
+    Raises:
+        ValueError: a tolerance that float64 cannot reach, or max_steps < 0.
+        TypeError: max_steps is no whole number.
+
     Example:
         >>> import torch
         >>> from spigot.polytopes import Euclidean, Subset
@@ -55,7 +59,11 @@ class Clarabel(RowSolver):
     solves: ClassVar[tuple[type[Regularizer] | None, ...]] = (Euclidean,)
 
     def solve(self, problem: Problem) -> Solution:
-        """One quadratic program an instance."""
+        """One quadratic program an instance.
+
+        Raises:
+            NoStructure, InfeasiblePolytope: the masks, or the parameters, leave an instance no point.
+        """
         value = np.zeros(problem.flat_scores.shape)
         answers: list[_Answer] = []
         for i, kept, scores, form in instances(problem):

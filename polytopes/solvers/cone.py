@@ -38,6 +38,9 @@ class Cvxpy(RowSolver):
         tolerance: Clarabel's three tolerances.
         backend: the name of any other solver that cvxpy knows, at its own tolerances.
 
+    Raises:
+        ValueError: a tolerance that float64 cannot reach.
+
     Example:
         >>> import torch
         >>> from spigot.polytopes import Shannon, Simplex
@@ -57,7 +60,11 @@ class Cvxpy(RowSolver):
     solves: ClassVar[tuple[type[Regularizer] | None, ...]] = (Separable, EuclideanOf, Convex)
 
     def solve(self, problem: Problem) -> Solution:
-        """One cone program an instance."""
+        """One cone program an instance.
+
+        Raises:
+            NoStructure, InfeasiblePolytope: the masks, or the parameters, leave an instance no point.
+        """
         value, gradient = (np.zeros(problem.flat_scores.shape) for _ in range(2))
         answers: list[_Answer] = []
         for i, kept, scores, form in cone_forms(problem):

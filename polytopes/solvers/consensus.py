@@ -55,6 +55,10 @@ class Consensus(Solver):
             the largest score.
         max_steps: ADMM steps an instance.
 
+    Raises:
+        ValueError: a tolerance that float64 cannot reach, or max_steps < 0.
+        TypeError: max_steps is no whole number.
+
     Example:
         >>> import torch
         >>> from spigot.polytopes import Euclidean, Intersection, Simplex

@@ -39,6 +39,7 @@ class CvxpyLayers(RowSolver):
         tolerance: on the certificate, relative to 1 + |<s, y>|, and on how far the answer leaves M.
 
     Raises:
+        ValueError: a tolerance that float64 cannot reach.
         UnsupportedProblem: when asked for, if cvxpylayers is not installed.
 
     Example:

@@ -25,7 +25,16 @@ TIE = 1e-12  # relative: scores of two vertices this close are equal
 
 @dataclass(frozen=True)
 class Enumerate(Solver):
-    """MAP and Gibbs by the score of every vertex, with samples and the k best."""
+    """MAP and Gibbs by the score of every vertex, with samples and the k best.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Gibbs, Hull
+        >>> from spigot.polytopes.solvers import Enumerate
+        >>> corners = Hull([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
+        >>> corners.maximize(torch.zeros(2), Gibbs(), solver=Enumerate())
+        tensor([0.6667, 0.3333])
+    """
 
     name: ClassVar[str] = "enumeration of the vertices"
     cost: ClassVar[str] = "O(m d) for m vertices"

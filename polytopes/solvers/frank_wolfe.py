@@ -35,6 +35,10 @@ class FrankWolfe(MixtureSolver):
             themselves, at rounding.
         max_steps: oracle calls an instance; the truncated answer lies in M and says its gap.
 
+    Raises:
+        ValueError: a tolerance that float64 cannot reach, or max_steps < 0.
+        TypeError: max_steps is no whole number.
+
     Example:
         >>> import torch
         >>> from spigot.polytopes import Shannon, Simplex

@@ -40,6 +40,19 @@ class Highs(RowSolver):
 
     Args:
         max_steps: simplex iterations an instance.
+
+    Raises:
+        ValueError: max_steps < 0.
+        TypeError: max_steps is no whole number.
+
+    Example:
+        >>> import cvxpy as cp
+        >>> import torch
+        >>> from spigot.polytopes import Facets
+        >>> from spigot.polytopes.solvers import Highs
+        >>> pair = Facets(lambda y: [y >= 0, y <= 1, cp.sum(y) == 2], (3,))
+        >>> pair.maximize(torch.tensor([0.5, 2.0, -1.0]), solver=Highs())
+        tensor([1., 1., 0.])
     """
 
     max_steps: int = 1_000_000
@@ -50,7 +63,11 @@ class Highs(RowSolver):
     accelerated: ClassVar[type[Road] | None] = ProvenPDHG
 
     def solve(self, problem: Problem) -> Solution:
-        """One linear program an instance."""
+        """One linear program an instance.
+
+        Raises:
+            NoStructure, InfeasiblePolytope: the masks, or the parameters, leave an instance no point.
+        """
         asked = list(instances(problem))
         answers: list[tuple[np.ndarray, int, Status] | None] = [None] * problem.size
 
@@ -340,7 +357,10 @@ class MixedIntegerProgram:
         found = np.array(model.getSolution().col_value)[form.columns]
         rounded = np.round(found) + 0.0
         if np.abs(found - rounded).max() > 1e-9 and not feasible(fixed(form, rounded)):
-            raise ConvergenceError(f"HiGHS's integer point {found} does not round to a feasible one.")
+            raise ConvergenceError(
+                f"HiGHS's integer point {found} does not round to a feasible one. Write the constraints "
+                "with coefficients of like size, or with tighter bounds on auxiliary variables."
+            )
         return rounded
 
 

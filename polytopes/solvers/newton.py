@@ -65,6 +65,10 @@ class Newton(RowSolver):
     Args:
         max_steps: steps an instance, before the others take it.
 
+    Raises:
+        ValueError: max_steps < 0.
+        TypeError: max_steps is no whole number.
+
     Example:
         >>> import torch
         >>> from spigot.polytopes import Euclidean, Subset

@@ -18,7 +18,17 @@ __all__ = ["OracleCall"]
 
 @dataclass(frozen=True)
 class OracleCall(Solver):
-    """One call of `argmax`. Excluded parts get a score so low that no structure can want them."""
+    """One call of `argmax`. Excluded parts get a score so low that no structure can want them.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Oracle, Simplex
+        >>> from spigot.polytopes.solvers import OracleCall
+        >>> best = Oracle(Simplex(3).argmax, (3,), batched=True)
+        >>> keep = torch.tensor([True, False, True])
+        >>> best.maximize(torch.tensor([0.0, 9.0, 1.0]), keep=keep, solver=OracleCall())
+        tensor([0., 0., 1.])
+    """
 
     name: ClassVar[str] = "declared argmax"
     cost: ClassVar[str] = "one oracle call"
@@ -61,5 +71,6 @@ def _call(problem: Problem, scores: Tensor) -> Tensor:
             f"{tuple(scores.shape)}; it takes and returns (n, *event)."
         )
     if not bool(torch.isfinite(value).all()):
-        raise ValueError(f"{problem.polytope}.argmax returned NaN or inf.")
+        rows = rows_where(~torch.isfinite(value).flatten(1).all(1))
+        raise ValueError(f"{problem.polytope}.argmax returned NaN or inf for {problem.describe(rows)}.")
     return value.to(scores)

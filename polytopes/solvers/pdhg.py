@@ -46,6 +46,10 @@ class PDHG(RowSolver):
         tolerance: of the first-order method. A looser one is quicker and proves fewer vertices.
         max_steps: its steps, for the scores and again for ties.
 
+    Raises:
+        ValueError: a tolerance that float64 cannot reach, or max_steps < 0.
+        TypeError: max_steps is no whole number.
+
     Example:
         >>> import torch
         >>> from spigot.polytopes import Subset
@@ -130,6 +134,18 @@ class ProvenPDHG(PDHG):
     Args:
         tolerance: of the first-order method.
         max_steps: its steps, before `Highs` takes the instance.
+
+    Raises:
+        ValueError: a tolerance that float64 cannot reach, or max_steps < 0.
+        TypeError: max_steps is no whole number.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Subset
+        >>> from spigot.polytopes.solvers import ProvenPDHG
+        >>> scores, hasty = torch.tensor([0.5, 2.0, -1.0, 0.5]), ProvenPDHG(max_steps=1)
+        >>> bool(Subset(4, 2).solve(scores, solver=hasty).converged)  # by `Highs`
+        True
     """
 
     max_steps: int = 5_000

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spigot.polytopes.arrays import rows_where
-from spigot.polytopes.errors import describe_instances, whole_numbers
-from spigot.polytopes.labels import label_sizes, whole_labels
+from spigot.polytopes.errors import whole_numbers
+from spigot.polytopes.labels import label_sizes, refuse_labels, whole_labels
 from spigot.polytopes.linear import LinearMap
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.structures.dynamic import DynamicProgram
@@ -35,8 +34,9 @@ def _along_moves(cells: Tensor, event: tuple[int, ...]) -> Tensor:
 class Alignment(DynamicProgram):
     """conv of the monotone paths through an n x m grid of cells, from [0, 0] to [n - 1, m - 1].
 
-    A path moves diagonally, down or right, one cell at a time (dynamic time warping). Parts are the
-    cells `(n, m)` that it visits. With `moves`, parts are `(n, m, 3)`: the cell and how the path came
+    A path moves diagonally, down or right, one cell at a time (dynamic time warping).
+
+    Parts: `(n, m)`, the cells that it visits. With `moves`, `(n, m, 3)`: the cell and how the path came
     to it, 0 diagonally (a match), 1 down or 2 right (gaps: Needleman and Wunsch); the first cell
     counts as come to diagonally. `Alignment.cells` is the linear map from those to the cells.
 
@@ -129,9 +129,8 @@ class Alignment(DynamicProgram):
         given = label_sizes(self, batch, lengths, flat.device).reshape(-1, 2)
         sizes = 1 + flat.amax(1) if lengths is None else given
         steps = flat[:, 1:] - flat[:, :-1]
-        for wrong, why in _faults(flat, named, steps, sizes, self):
-            if bool(wrong.any()):
-                raise ValueError(f"labels {why} in {describe_instances(rows_where(wrong), batch)}.")
+        for must, wrong in _faults(flat, named, steps, sizes, self):
+            refuse_labels(must, wrong, flat, batch, None if lengths is None else sizes)
         vertices = torch.zeros(len(flat), *self.event_shape)
         instance, row = named.nonzero(as_tuple=True)
         index = [instance, *flat[instance, row].t()]
@@ -155,12 +154,16 @@ class Alignment(DynamicProgram):
 
 def _faults(
     cells: Tensor, named: Tensor, steps: Tensor, sizes: Tensor, grid: Alignment
-) -> Iterator[tuple[Tensor, str]]:
-    """What keeps cells `(b, rows, 2)` from being paths, and where: `(b,)` each."""
-    limits = torch.tensor([grid.n, grid.m])
-    yield ((sizes < 1) | (sizes > limits)).any(1), f"must be cells of {grid}; they are not"
-    yield (named[:, 1:] & ~named[:, :-1]).any(1), "must be padded at their end; they are not"
-    yield (cells[:, 0] != 0).any(1), "must begin at [0, 0]; they do not"
+) -> Iterator[tuple[str, Tensor]]:
+    """What cells `(b, rows, 2)` must be to be paths, and where not: `(b,)` or `(b, rows)`."""
+    limits, none = torch.tensor([grid.n, grid.m]), torch.zeros_like(named[:, :1])
+    outside = (cells >= limits).any(2) | (named & (cells < 0).any(2))
+    yield f"must be cells of {grid}", outside
+    yield f"must hold a cell of {grid}", ~named.any(1)
+    yield "must be padded at their end only", torch.cat([none, named[:, 1:] & ~named[:, :-1]], 1)
+    first = torch.arange(named.shape[1]) == 0
+    yield "must begin at [0, 0]", (cells != 0).any(2) & first
     single = ((steps == 0) | (steps == 1)).all(2) & steps.any(2)
-    yield (named[:, 1:] & ~single).any(1), "must move down, right or both by one; they do not"
-    yield (cells.amax(1) != sizes - 1).any(1), "must end at the last cell; they do not"
+    yield "must move down, right or both by one", torch.cat([none, named[:, 1:] & ~single], 1)
+    last = named & ~torch.cat([named[:, 1:], none], 1)
+    yield "must end at the last cell", last & (cells != sizes[:, None] - 1).any(2)

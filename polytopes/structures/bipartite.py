@@ -79,7 +79,12 @@ class Bipartite(Polytope, abstract=True):
         raise NotImplementedError
 
     def best(self, sums: Sums, dtype: torch.dtype) -> Best:
-        """A best vertex of each instance, always the same one, and its prices."""
+        """A best vertex of each instance, always the same one, and its prices.
+
+        Args:
+            sums: the problem's arrays.
+            dtype: of the vertices.
+        """
         raise NotImplementedError
 
 

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spigot.polytopes.arrays import rows_where
-from spigot.polytopes.errors import describe_instances, whole_numbers
-from spigot.polytopes.labels import label_sizes, whole_labels
+from spigot.polytopes.errors import whole_numbers
+from spigot.polytopes.labels import label_sizes, refuse_labels, whole_labels
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.structures.dynamic import DynamicProgram
 from spigot.polytopes.structures.program import UNIT, EdgeList, Program
@@ -25,7 +24,7 @@ __all__ = ["ConstituencyTree"]
 class ConstituencyTree(DynamicProgram):
     """conv of the binary bracketings of n words, each the set of its 2n - 1 spans.
 
-    Parts are spans `(n, n)`: entry [i, j] is the words i to j, both included. Below the diagonal
+    Parts: `(n, n)`, spans: entry [i, j] is the words i to j, both included. Below the diagonal
     parts are 0 in every structure, single words and the whole sentence 1. With `labels` the parts are
     `(n, n, labels)`, and each span has one label, single words too.
 
@@ -121,9 +120,8 @@ class ConstituencyTree(DynamicProgram):
         last = torch.where(named, flat[..., 1], 0).amax(1)
         given = label_sizes(self, batch, lengths, flat.device).reshape(-1)
         sizes = 1 + last if lengths is None else given
-        for wrong, why in _faults(flat, named, sizes, self):
-            if bool(wrong.any()):
-                raise ValueError(f"labels {why} in {describe_instances(rows_where(wrong), batch)}.")
+        for must, wrong in _faults(flat, named, sizes, self):
+            refuse_labels(must, wrong, flat, batch, None if lengths is None else sizes)
         vertices = torch.zeros(len(flat), *self.event_shape)
         instance, row = named.nonzero(as_tuple=True)
         vertices[(instance, *flat[instance, row].t())] = 1.0
@@ -155,23 +153,23 @@ class ConstituencyTree(DynamicProgram):
 
 def _faults(
     rows: Tensor, named: Tensor, sizes: Tensor, tree: ConstituencyTree
-) -> Iterator[tuple[Tensor, str]]:
-    """What keeps spans `(b, rows, 2 or 3)` from being trees, and where: `(b,)` each."""
-    yield (sizes < 1) | (sizes > tree.n), f"must have 1 to {tree.n} words; they do not"
+) -> Iterator[tuple[str, Tensor]]:
+    """What spans `(b, rows, 2 or 3)` must be to be trees, and where not: `(b,)` or `(b, rows)`."""
+    yield f"must have 1 to {tree.n} words", (sizes < 1) | (sizes > tree.n)
     start, end = rows[..., 0], rows[..., 1]
-    yield (rows < -1).flatten(1).any(1), "must be word indices, or rows of -1; they are not"
+    yield "must be word indices, or rows of -1", (rows < -1).any(2)
     outside = (start > end) | (end >= sizes[:, None])
     if tree.labels is not None:
         outside |= (rows[..., 2] < 0) | (rows[..., 2] >= tree.labels)
-    yield (outside & named).any(1), "must be spans of words in the sentence; they are not"
+    yield "must be spans of words in the sentence", outside & named
     pairs = named[:, :, None] & named[:, None]
     first, second = (start[:, :, None], end[:, :, None]), (start[:, None], end[:, None])
     same = (first[0] == second[0]) & (first[1] == second[1]) & pairs
-    yield same.flatten(1).sum(1) > named.sum(1), "name a span twice"
+    yield "must name no span twice", same.sum(2) > 1
     crossing = (first[0] < second[0]) & (second[0] <= first[1]) & (first[1] < second[1]) & pairs
-    yield crossing.flatten(1).any(1), "hold two spans that cross"
+    yield "must hold no two spans that cross", crossing.any(2)
     wide = (named & (start < end)).sum(1)
     whole = (named & (start == 0) & (end == sizes[:, None] - 1)).any(1) | (sizes == 1)
-    yield ~whole | (wide != sizes - 1), "must split every span in two; they do not"
+    yield "must split every span in two", ~whole | (wide != sizes - 1)
     if tree.labels is not None:
-        yield (named & (start == end)).sum(1) != sizes, "must label every single word; they do not"
+        yield "must label every single word", (named & (start == end)).sum(1) != sizes

@@ -47,7 +47,10 @@ class Digraph:
         try:
             return self._numbers[name]
         except (KeyError, TypeError):
-            raise ValueError(f"Path: {name!r} is no node of the graph.") from None
+            shown = ", ".join(map(repr, self.names[:5])) + (", ..." if len(self.names) > 5 else "")
+            raise ValueError(
+                f"Path: {name!r} is no node of the graph, whose nodes are {shown}."
+            ) from None
 
     @cached_property
     def _numbers(self) -> dict[Hashable, int]:

@@ -17,6 +17,7 @@ from spigot.polytopes.arrays import contiguous, library, tensor
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.dispatch import Road, rule
 from spigot.polytopes.errors import unsupported
+from spigot.polytopes.labels import refuse_labels, whole_labels
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.structures.index_sets import decode_sets, encode_sets
 
@@ -34,9 +35,10 @@ BITS = 60  # of the scores' integers
 class GraphMatching(Polytope):
     """{y >= 0 : y(edges at v) <= 1, y(edges inside S) <= (|S| - 1) / 2 for odd S}: a graph's matchings.
 
-    No two edges of a matching share a node; with `perfect` each node has one, y(edges at v) = 1. Parts
-    are the m edges in the order of `list(graph.edges)`, or of the list of pairs. Labels are edge index
-    sets `(*batch, nodes // 2)`, ascending, padded with -1.
+    No two edges of a matching share a node; with `perfect` each node has one, y(edges at v) = 1.
+
+    Parts: `(m,)`, the edges in the order of `list(graph.edges)`, or of the list of pairs. Labels are
+    edge index sets `(*batch, nodes // 2)`, ascending, padded with -1.
 
     For bipartite graphs with most edges present `Matching` is faster by far.
 
@@ -79,7 +81,10 @@ class GraphMatching(Polytope):
         object.__setattr__(self, "graph", pairs)
         every = np.zeros(len(pairs)), np.ones(len(pairs), dtype=np.bool_)
         if self.perfect and (alone or _best(self, *every) is None):
-            raise ValueError(f"{self}: the graph has no perfect matching.")
+            raise ValueError(
+                f"{self}: the graph has no perfect matching. Leave `perfect` out, and nodes may stay "
+                "alone."
+            )
 
     def __repr__(self) -> str:
         perfect = ", perfect=True" if self.perfect else ""
@@ -159,12 +164,18 @@ class GraphMatching(Polytope):
             TypeError: indices of a floating dtype.
             ValueError: an index out of range, two edges at a node, or with `perfect` a node without.
         """
-        vertices = encode_sets(labels, len(self.graph), None)
+        index = whole_labels(labels, "edge indices")
+        batch, edges = index.shape[:-1], index.long().clamp_min(0)
+        vertices = encode_sets(index, len(self.graph), None)
         degrees = torch.zeros(*vertices.shape[:-1], len(self.nodes), device=vertices.device)
         for side in tensor(self.ends).to(vertices.device).unbind(1):
             degrees.index_add_(-1, side, vertices.to(degrees))
-        if bool((degrees > 1).any() | (self.perfect and bool((degrees < 1).any()))):
-            raise ValueError(f"labels must be the edges of a matching of {self}.")
+        shared = (degrees > 1)[..., tensor(self.ends).to(vertices.device)].any(-1)
+        wrong = shared.gather(-1, edges) & (index >= 0)
+        must = f"must be the edges of a matching of {self}"
+        refuse_labels(f"{must}, no two at a node", wrong, index, batch)
+        if self.perfect:
+            refuse_labels(f"{must}, with an edge at every node", (degrees < 1).any(-1), index, batch)
         return vertices
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -263,7 +274,7 @@ def _pairs(graph: Any) -> tuple[tuple[Any, Any], ...]:
     """The edges, checked."""
     if hasattr(graph, "is_directed"):
         if graph.is_directed():
-            raise TypeError("GraphMatching needs an undirected graph.")
+            raise TypeError("GraphMatching needs an undirected graph; use graph.to_undirected().")
         graph = [edge[:2] for edge in graph.edges]
     try:
         rows = graph.tolist() if hasattr(graph, "tolist") else graph  # the numbers, not tensors of them
@@ -274,8 +285,10 @@ def _pairs(graph: Any) -> tuple[tuple[Any, Any], ...]:
             f"GraphMatching needs an undirected networkx graph, or pairs of nodes; got {graph!r}."
         ) from None
     if not pairs:
-        raise ValueError("GraphMatching: the graph has no edge.")
+        raise ValueError("GraphMatching needs a graph with at least one edge.")
     for tail, head in pairs:
         if tail == head:
-            raise ValueError(f"GraphMatching: the edge {(tail, head)!r} is a loop.")
+            raise ValueError(
+                f"GraphMatching: the edge {(tail, head)!r} is a loop, which is in no matching."
+            )
     return pairs

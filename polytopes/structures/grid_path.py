@@ -14,6 +14,7 @@ from spigot.polytopes.arrays import contiguous, library, numbers, rows_where, te
 from spigot.polytopes.dispatch import rule
 from spigot.polytopes.errors import whole_numbers
 from spigot.polytopes.kernels.pool import over_instances
+from spigot.polytopes.labels import label_sizes, refuse_labels
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem
 from spigot.polytopes.regularizers import Euclidean
@@ -56,7 +57,8 @@ class GridPath(FlowPolytope):
     through the same cells are one structure. Where source and target are the same cell the path is
     that cell.
 
-    Scores are maximised: costs are negative scores, one a cell, both ends included.
+    Parts: `(h, w)`, the cells. Scores are maximised: costs are negative scores, one a cell, both ends
+    included.
     `lengths` are two numbers an instance, `(*batch, 2)`: its rows and its columns.
     `params={"source": (*batch, 2), "target": (*batch, 2)}` are cells (row, column), one an instance;
     negative numbers count from the end of the instance's own grid.
@@ -231,19 +233,22 @@ class GridPath(FlowPolytope):
         """
         walks = padded_walks(labels, (2,))
         batch = walks.shape[:-2]
-        size = torch.tensor(self.event_shape) if lengths is None else lengths.cpu()
-        if bool(((walks < -1) | (walks >= size.expand(*batch, 2)[..., None, :])).any()):
-            raise ValueError(f"labels must be cells of {self} (and within their lengths), or -1.")
+        size = label_sizes(self, batch, lengths, walks.device)
+        outside = ((walks < -1) | (walks >= size[..., None, :])).any(-1)
+        given = None if lengths is None else size
+        must = f"must be cells of {self} (and within their lengths), or -1"
+        refuse_labels(must, outside, walks, batch, given)
         used = walks[..., 0] >= 0
         step = (walks[..., 1:, :] - walks[..., :-1, :]).abs()
         near = step.amax(-1) == 1 if self.neighbours == 8 else step.sum(-1) == 1
-        if bool((used[..., 1:] & ~near).any()):
-            raise ValueError(f"labels must be walks between neighbours of {self}.")
+        taken = torch.stack([walks[..., :-1, :], walks[..., 1:, :]], -2)
+        must = f"must be walks between neighbours of {self}"
+        refuse_labels(must, used[..., 1:] & ~near, taken, batch, entry="step")
         cells = self.h * self.w
         slots = torch.where(used, walks[..., 0] * self.w + walks[..., 1], cells)
         vertices = torch.zeros(*batch, cells + 1).scatter_add(-1, slots, torch.ones(slots.shape))
-        if bool((vertices[..., :cells] > 1).any()):
-            raise ValueError("labels must be walks that visit no cell twice.")
+        again = (vertices > 1).gather(-1, slots) & used
+        refuse_labels("must be walks that visit no cell twice", again, walks, batch)
         grids = vertices[..., :cells].reshape(*batch, self.h, self.w)
         return grids.to(torch.get_default_dtype())
 
@@ -311,8 +316,10 @@ def ends(problem: Problem) -> tuple[np.ndarray, np.ndarray]:  # (n, 2) each
         wrong = np.any((cells < -size) | (cells >= size), axis=1)
         if given.is_floating_point() or wrong.any():
             rows = rows_where(tensor(wrong))
-            seen = f"; {problem.describe(rows)} has {numbers(given[rows[0]])}" if rows else ""
-            raise ValueError(f"params[{name!r}] must be cells of the grid, whole numbers{seen}.")
+            seen = f"got dtype {given.dtype}."
+            if rows:
+                seen = problem.describe_wrong(rows, f"has {numbers(given[rows[0]])}")
+            raise ValueError(f"params[{name!r}] must be cells of the grid, whole numbers; {seen}")
         found.append(np.where(cells < 0, cells + size, cells))
     return found[0], found[1]
 

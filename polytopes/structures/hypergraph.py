@@ -39,14 +39,16 @@ class Hypergraph(DynamicProgram):
     reports where they do not, for up to 1000 derivations, which count as declared `vertices`.
     A part may be used more than once by a derivation, such as a grammar's rule; then y counts it.
 
+    Parts: `(*shape)`. Labels are the vertices themselves.
+
     Args:
         edges: the edges, in any order.
         shape: the event shape, a number or a tuple.
         goal: the node whose derivations are the structures.
 
     Raises:
-        TypeError: an edge in another form.
-        ValueError: no edge derives the goal, or a tail; a cycle; a part outside `shape`.
+        TypeError: an edge in another form, or a shape that is no whole numbers.
+        ValueError: no edge derives the goal, or a tail; a cycle; a part outside `shape`; a size below 1.
 
     Example:
         >>> import torch
@@ -154,7 +156,11 @@ class Hypergraph(DynamicProgram):
         return InsideOutside().top_k(Problem(self, scores, None), count)[:, 0]
 
     def vertices(self) -> Tensor:
-        """The derivations, up to 1000 of them."""
+        """The derivations, up to 1000 of them, `(m, *event)`.
+
+        Raises:
+            UnsupportedProblem: there are more.
+        """
         if self.derivation_count > LISTED:
             raise unsupported(
                 self, None, f"it has {self.derivation_count} derivations.", "Use derivations(limit)."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spigot.polytopes.labels import whole_labels
+from spigot.polytopes.labels import refuse_labels, whole_labels
 from spigot.polytopes.posing import check_event
 
 if TYPE_CHECKING:
@@ -27,14 +27,17 @@ def encode_sets(labels: Any, d: int, lengths: Tensor | None) -> Tensor:  # (*bat
     if index.dim() == 0:
         raise ValueError("labels must be sets of part indices, (*batch, most); got a single number.")
     limit = torch.full(index.shape[:-1], d) if lengths is None else lengths
-    if bool(((index < -1) | (index >= limit.to(index.device)[..., None])).any()):
-        raise ValueError(f"labels must be part indices below {d} (and their length), or -1 for padding.")
+    batch, limit = index.shape[:-1], limit.to(index.device)
+    wrong = (index < -1) | (index >= limit[..., None])
+    given = None if lengths is None else limit.expand(batch)
+    must = f"must be part indices below {d} (and their length), or -1 for padding"
+    refuse_labels(must, wrong, index, batch, given)
     slots = torch.where(index < 0, d, index).long()  # padding goes to one slot too many
-    padded = torch.zeros(*index.shape[:-1], d + 1, device=index.device)
-    vertices = padded.scatter_add_(-1, slots, torch.ones(slots.shape, device=index.device))[..., :d]
-    if bool((vertices > 1).any()):
-        raise ValueError("labels must be sets of distinct parts: a part is listed twice.")
-    return vertices.to(torch.get_default_dtype())
+    padded = torch.zeros(*batch, d + 1, device=index.device)
+    padded.scatter_add_(-1, slots, torch.ones(slots.shape, device=index.device))
+    again = (padded > 1).gather(-1, slots) & (index >= 0)
+    refuse_labels("must be sets of distinct parts, none listed twice", again, index, batch)
+    return padded[..., :d].to(torch.get_default_dtype())
 
 
 def decode_sets(polytope: Polytope, vertices: Tensor, most: int) -> Tensor:  # (*batch, most)

@@ -29,11 +29,11 @@ from spigot.polytopes.arrays import contiguous, library, rows_where, tensor
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.curvature import NEVER, derivative
 from spigot.polytopes.dispatch import SIZED, Road, rule
-from spigot.polytopes.errors import describe_instances, whole_numbers
+from spigot.polytopes.errors import whole_numbers
 from spigot.polytopes.faces import tie_tolerance
 from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.kernels.sets import logic as kernels
-from spigot.polytopes.labels import label_sizes, whole_labels
+from spigot.polytopes.labels import label_sizes, refuse_labels, whole_labels
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Euclidean, Gibbs
 from spigot.polytopes.structures.clauses import ANY, ONE, SOME, Clause, Directions, softplus
@@ -163,16 +163,20 @@ class Logic(Polytope, abstract=True):
         return most & ((count >= 1) | (self.form.gate == "hidden")) & ~((y > 0.5) & ~inside).any(1)
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
-        """0/1 vectors `(*batch, d)` of index sets, padded with -1."""
-        batch = whole_labels(labels, "part indices").shape[:-1]
+        """0/1 vectors `(*batch, d)` of index sets, padded with -1.
+
+        Raises:
+            TypeError: indices that are no whole numbers.
+            ValueError: an index out of range or listed twice, or a set that does not fulfil the clause.
+        """
+        index = whole_labels(labels, "part indices")
+        batch = index.shape[:-1]
         sizes = label_sizes(self, batch, lengths, torch.device("cpu"))
-        vertices = encode_sets(labels, self.d, sizes)
-        wrong = ~self.fulfilled(vertices.reshape(-1, self.d).cpu(), sizes.reshape(-1))
-        if bool(wrong.any()):
-            where = describe_instances(rows_where(wrong), batch)
-            raise ValueError(
-                f"labels must be the parts that are 1 in a structure of {self}; they are not in {where}."
-            )
+        given = None if lengths is None else sizes
+        vertices = encode_sets(index, self.d, given)
+        wrong = ~self.fulfilled(vertices.reshape(-1, self.d).cpu(), sizes.reshape(-1)).reshape(batch)
+        must = f"must be the parts that are 1 in a structure of {self}"
+        refuse_labels(must, wrong, index, batch, given)
         return vertices
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -183,6 +187,16 @@ class Logic(Polytope, abstract=True):
 @dataclass(frozen=True)
 class Xor(Logic):
     """{0 <= y <= 1 : sum y = 1}: exactly one of d; `Simplex(d)` with negations.
+
+    Parts: `(d,)`. Labels are index sets `(*batch, d)`, padded with -1.
+
+    Args:
+        d: how many parts, at least 1.
+        negated: d flags, or none: parts that stand negated in the clause.
+
+    Raises:
+        TypeError: d is no whole number, or a flag no bool.
+        ValueError: d < 1, or the flags are not d.
 
     Example:
         >>> import torch
@@ -204,6 +218,16 @@ class Xor(Logic):
 class Or(Logic):
     """{0 <= y <= 1 : sum y >= 1}: at least one of d.
 
+    Parts: `(d,)`. Labels are index sets `(*batch, d)`, padded with -1.
+
+    Args:
+        d: how many parts, at least 1.
+        negated: d flags, or none: parts that stand negated in the clause.
+
+    Raises:
+        TypeError: d is no whole number, or a flag no bool.
+        ValueError: d < 1, or the flags are not d.
+
     Example:
         >>> import torch
         >>> from spigot.polytopes import Or
@@ -223,6 +247,16 @@ class Or(Logic):
 class AtMostOne(Logic):
     """{y >= 0 : sum y <= 1}: one of d or none; `Subset(d, 1, at_most=True)` with negations.
 
+    Parts: `(d,)`. Labels are index sets `(*batch, d)`, padded with -1.
+
+    Args:
+        d: how many parts, at least 1.
+        negated: d flags, or none: parts that stand negated in the clause.
+
+    Raises:
+        TypeError: d is no whole number, or a flag no bool.
+        ValueError: d < 1, or the flags are not d.
+
     Example:
         >>> import torch
         >>> from spigot.polytopes import AtMostOne
@@ -239,6 +273,16 @@ class AtMostOne(Logic):
 @dataclass(frozen=True)
 class Imply(Logic):
     """{0 <= y <= 1 : sum of (1 - y_i) over i < d, plus y_d, >= 1}: y_1 and ... and y_{d-1} imply y_d.
+
+    Parts: `(d,)`, the conclusion last. Labels are index sets `(*batch, d)`, padded with -1.
+
+    Args:
+        d: how many parts, at least 2.
+        negated: d flags, or none: parts that stand negated in the clause.
+
+    Raises:
+        TypeError: d is no whole number, or a flag no bool.
+        ValueError: d < 2, or the flags are not d.
 
     Example:
         >>> import torch
@@ -259,6 +303,16 @@ class Imply(Logic):
 class XorOut(Logic):
     """{0 <= y <= 1 : y_1 + ... + y_{d-1} = y_d}: at most one of the inputs, and y_d says whether one.
 
+    Parts: `(d,)`, the output last. Labels are index sets `(*batch, d)`, padded with -1.
+
+    Args:
+        d: how many parts, at least 2.
+        negated: d flags, or none: parts that stand negated in the clause.
+
+    Raises:
+        TypeError: d is no whole number, or a flag no bool.
+        ValueError: d < 2, or the flags are not d.
+
     Example:
         >>> import torch
         >>> from spigot.polytopes import XorOut
@@ -276,6 +330,16 @@ class XorOut(Logic):
 class OrOut(Logic):
     """{0 <= y_i <= y_d <= 1, y_1 + ... + y_{d-1} >= y_d}: y_d = y_1 or ... or y_{d-1}.
 
+    Parts: `(d,)`, the output last. Labels are index sets `(*batch, d)`, padded with -1.
+
+    Args:
+        d: how many parts, at least 2.
+        negated: d flags, or none: parts that stand negated in the clause.
+
+    Raises:
+        TypeError: d is no whole number, or a flag no bool.
+        ValueError: d < 2, or the flags are not d.
+
     Example:
         >>> import torch
         >>> from spigot.polytopes import OrOut
@@ -292,6 +356,16 @@ class OrOut(Logic):
 @dataclass(frozen=True)
 class AndOut(Logic):
     """{0 <= y_d <= y_i <= 1, y_d >= y_1 + ... + y_{d-1} - (d - 2)}: y_d = y_1 and ... and y_{d-1}.
+
+    Parts: `(d,)`, the output last. Labels are index sets `(*batch, d)`, padded with -1.
+
+    Args:
+        d: how many parts, at least 2.
+        negated: d flags, or none: parts that stand negated in the clause.
+
+    Raises:
+        TypeError: d is no whole number, or a flag no bool.
+        ValueError: d < 2, or the flags are not d.
 
     Example:
         >>> import torch

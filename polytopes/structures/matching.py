@@ -16,6 +16,7 @@ from spigot.polytopes.errors import unsupported, whole_numbers
 from spigot.polytopes.kernels.bipartite import matchings
 from spigot.polytopes.kernels.bipartite.assignment import assign
 from spigot.polytopes.kernels.pool import over_instances
+from spigot.polytopes.labels import label_sizes, refuse_labels, whole_labels
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Gibbs
@@ -35,7 +36,9 @@ class Matching(Bipartite):
 
     The vertices are the matchings of n rows with m columns that match the smaller side wholly: the
     sums of the larger side are then <= 1. With `perfect=False` they are all matchings, the empty one
-    too, and all sums are <= 1. Labels are each row's column `(*batch, n)`, -1 where unmatched.
+    too, and all sums are <= 1.
+
+    Parts: `(n, m)`, `[row, column]`. Labels are each row's column `(*batch, n)`, -1 where unmatched.
 
     `lengths` are two numbers an instance, `(*batch, 2)`: its rows and its columns.
 
@@ -134,25 +137,26 @@ class Matching(Bipartite):
             TypeError: labels of a floating dtype.
             ValueError: a column out of range or matched twice, or too few matched.
         """
-        index = torch.as_tensor(labels)
-        if index.is_floating_point() or index.dtype == torch.bool:
-            raise TypeError(f"labels must be column indices, got dtype {index.dtype}.")
+        index = whole_labels(labels, "column indices")
         if index.dim() == 0 or index.shape[-1] != self.n:
-            raise ValueError(f"labels must be (*batch, {self.n}), one column a row, or -1.")
-        size = torch.tensor(self.event_shape) if lengths is None else lengths
-        size = size.to(index.device).expand(*index.shape[:-1], 2)
+            raise ValueError(
+                f"labels of shape {tuple(index.shape)} must be (*batch, {self.n}), one column a row, or "
+                "-1."
+            )
+        batch = index.shape[:-1]
+        size = label_sizes(self, batch, lengths, index.device)
         row = torch.arange(self.n, device=index.device)
         wrong = (index < -1) | (index >= size[..., 1:]) | ((index >= 0) & (row >= size[..., :1]))
-        if bool(wrong.any()):
-            raise ValueError(
-                f"labels must lie in 0..{self.columns - 1} (and in their lengths), or be -1."
-            )
+        given = None if lengths is None else size
+        must = f"must lie in 0..{self.columns - 1} (and in their lengths), or be -1"
+        refuse_labels(must, wrong, index, batch, given)
         columns = torch.arange(self.columns, device=index.device)
         vertices = (index[..., None] == columns).to(torch.get_default_dtype())
         least = size.amin(-1) if self.perfect else torch.zeros_like(size[..., 0])
-        if bool((vertices.sum(-2) > 1).any() | (vertices.sum((-1, -2)) < least).any()):
-            whole = "the smaller side wholly and " if self.perfect else ""
-            raise ValueError(f"labels must match {whole}no column twice.")
+        again = (vertices.sum(-2) > 1).gather(-1, index.long().clamp_min(0)) & (index >= 0)
+        refuse_labels("must match no column twice", again, index, batch, given)
+        few = vertices.sum((-1, -2)) < least
+        refuse_labels("must match the smaller side wholly, as `perfect` asks", few, index, batch, given)
         return vertices
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:

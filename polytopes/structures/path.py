@@ -14,6 +14,7 @@ from spigot.polytopes.arrays import contiguous, distinct, library, numbers, rows
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.dispatch import Road, rule
 from spigot.polytopes.kernels.pool import over_instances
+from spigot.polytopes.labels import refuse_labels
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Euclidean, Gibbs, Regularizer
@@ -42,7 +43,7 @@ __all__ = ["Path"]
 class Path(FlowPolytope):
     r"""{0 <= y <= 1 : out_v(y) - in_v(y) = [v = source] - [v = target] at every node v}: unit flows.
 
-    Parts are the m arcs, in the order of `list(graph.edges)` or of the list of pairs; out_v and in_v
+    Parts: `(m,)`, the arcs, in the order of `list(graph.edges)` or of the list of pairs; out_v and in_v
     sum y over the arcs that leave and enter v. Vertices are integral: on an acyclic graph the paths
     from source to target; on any other a path and arc-disjoint cycles beside it (or through it),
     which a best vertex has only where scores on a cycle sum to more than 0. (The hull of the simple
@@ -161,22 +162,23 @@ class Path(FlowPolytope):
         """
         walks = padded_walks(labels, ())
         nodes, arcs = len(self.graph.names), len(self.graph.part)
-        if bool(((walks < -1) | (walks >= nodes)).any()):
-            raise ValueError(f"labels must be node numbers below {nodes}, or -1 for padding.")
+        batch, outside = walks.shape[:-1], (walks < -1) | (walks >= nodes)
+        refuse_labels(f"must be node numbers below {nodes}, or -1 for padding", outside, walks, batch)
         pairs = self.graph.tails.astype(np.int64) * nodes + self.graph.heads
         order = np.argsort(pairs, kind="stable")
         tails, heads = walks[..., :-1], walks[..., 1:]
         wanted = contiguous(tails * nodes + heads)
         place = np.minimum(np.searchsorted(pairs[order], wanted), arcs - 1)
         steps = contiguous(heads >= 0)
-        if bool((steps & (pairs[order][place] != wanted)).any()):
-            raise ValueError(f"labels must be walks on the arcs of {self}.")
+        missing = tensor(steps & (pairs[order][place] != wanted))
+        taken = torch.stack([tails, heads], -1)
+        refuse_labels(f"must be walks on the arcs of {self}", missing, taken, batch, entry="step")
         slots = torch.where(tensor(steps), tensor(order[place]), arcs)
-        vertices = torch.zeros(*walks.shape[:-1], arcs + 1)
-        vertices = vertices.scatter_add(-1, slots, torch.ones(slots.shape))[..., :arcs]
-        if bool((vertices > 1).any()):
-            raise ValueError("labels must be walks that take no arc twice.")
-        return vertices.to(torch.get_default_dtype())
+        vertices = torch.zeros(*batch, arcs + 1)
+        vertices = vertices.scatter_add(-1, slots, torch.ones(slots.shape))
+        again = (vertices > 1).gather(-1, slots) & tensor(steps)
+        refuse_labels("must be walks that take no arc twice", again, taken, batch, entry="step")
+        return vertices[..., :arcs].to(torch.get_default_dtype())
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Node numbers `(*batch, L)` of the paths, padded with -1; L is that of the longest."""
@@ -214,8 +216,12 @@ def ends(problem: Problem) -> tuple[np.ndarray, np.ndarray]:  # (n,) each
         if given.is_floating_point() or bool(wrong.any()):
             rows = rows_where(wrong)
             raise ValueError(
-                f"params[{name!r}] must be node numbers, whole and in 0..{nodes - 1}"
-                + (f"; {problem.describe(rows)} has {given[rows[0]].item()}." if rows else ".")
+                f"params[{name!r}] must be node numbers, whole and in 0..{nodes - 1}; "
+                + (
+                    problem.describe_wrong(rows, f"has {given[rows[0]].item()}")
+                    if rows
+                    else f"got dtype {given.dtype}."
+                )
             )
         found.append(contiguous(given.long()))
     return found[0], found[1]

@@ -14,7 +14,7 @@ from spigot.polytopes.arrays import contiguous, distinct, library, numbers, rows
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.dispatch import Road, rule
 from spigot.polytopes.errors import unsupported
-from spigot.polytopes.labels import label_sizes, whole_labels
+from spigot.polytopes.labels import label_sizes, refuse_labels, whole_labels
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Euclidean, Gibbs, Shannon
@@ -30,15 +30,16 @@ __all__ = ["Permutahedron"]
 class Permutahedron(Polytope):
     """P(w) = conv{w_pi : pi a permutation of d items}: every item gets one of the d weights.
 
-    Labels are rankings `(*batch, d)`: item j has the weight of rank `labels[j]`, counted from 0 at
-    the largest; -1 in padding. Where weights repeat, `decode` gives the smaller rank to the smaller j.
+    Parts: `(d,)`, the items. Labels are rankings `(*batch, d)`: item j has the weight of rank
+    `labels[j]`, counted from 0 at the largest; -1 in padding. Where weights repeat, `decode` gives the
+    smaller rank to the smaller j.
 
     The weights are a parameter, with gradient: `params={"w": (*batch, d)}` gives each instance its
     own. An instance of `lengths` m hands out w[:m]. `keep=False` leaves an item to take a zero, of
     which w >= 0 must hold enough.
 
     Args:
-        w: the weights, in any order, repeated ones allowed.
+        w: the weights `(d,)`, in any order, repeated ones allowed.
 
     Raises:
         TypeError: w is no list of numbers.
@@ -74,12 +75,18 @@ class Permutahedron(Polytope):
                 f"Permutahedron needs weights of shape (d,) with d >= 1, got {tuple(weights.shape)}."
             )
         if not bool(torch.isfinite(weights).all()):
-            raise ValueError("Permutahedron: w must be finite.")
+            bad = rows_where(~torch.isfinite(weights))[0]
+            raise ValueError(
+                f"Permutahedron: w must be finite, got {weights[bad].item()} at position {bad}."
+            )
         object.__setattr__(self, "w", weights.detach().double().cpu())
 
     @classmethod
     def of_ranks(cls, d: int) -> Permutahedron:
         """The weights 1 to d: vertices are rankings, d for the item of largest score.
+
+        Raises:
+            ValueError: d < 1.
 
         Example:
             >>> import torch
@@ -144,21 +151,30 @@ class Permutahedron(Polytope):
         return [plan >= 0, *sums, y == plan @ self.weights.numpy()]
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
-        """The weights `(*batch, d)` of these ranks `(*batch, d)`."""
+        """The weights `(*batch, d)` of these ranks `(*batch, d)`.
+
+        Raises:
+            TypeError: labels are no integers.
+            ValueError: another shape, or ranks that are not 0, 1, ... once each.
+        """
         ranks = whole_labels(labels, "ranks")
         if ranks.shape[-1:] != self.event_shape:
             raise ValueError(
                 f"labels must be ranks of shape (*batch, {len(self.weights)}), got {tuple(ranks.shape)}."
             )
-        sizes = label_sizes(self, ranks.shape[:-1], lengths, torch.device("cpu"))
+        batch = ranks.shape[:-1]
+        sizes = label_sizes(self, batch, lengths, torch.device("cpu"))
         inside = torch.arange(len(self.weights)) < sizes[..., None]
-        expected = torch.where(inside, torch.arange(len(self.weights)), len(self.weights))
-        found = torch.where(inside, ranks.cpu(), len(self.weights)).sort(-1).values
-        if not torch.equal(found, expected.expand(found.shape)):
-            raise ValueError(f"labels must hold each rank 0, 1, ... of {self} (up to its length) once.")
+        found, given = ranks.cpu().long(), None if lengths is None else sizes
+        outside = inside & ((found < 0) | (found >= sizes[..., None]))
+        must = f"must hold each rank 0, 1, ... of {self} (up to its length) once"
+        refuse_labels(must, outside, found, batch, given)
+        slots = torch.where(inside, found, len(self.weights))
+        counts = torch.zeros(*batch, len(self.weights) + 1).scatter_add(-1, slots, inside.float())
+        refuse_labels(must, inside & (counts.gather(-1, slots) > 1), found, batch, given)
         rows = self.weights.expand(inside.shape).masked_fill(~inside, -torch.inf)
         ordered = rows.sort(dim=-1, descending=True).values
-        chosen = ordered.gather(-1, torch.where(inside, ranks.cpu().long(), 0))
+        chosen = ordered.gather(-1, torch.where(inside, found, 0))
         return torch.where(inside, chosen, 0.0).to(ranks.device, torch.get_default_dtype())
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spigot.polytopes.arrays import rows_where
-from spigot.polytopes.errors import describe_instances, whole_numbers
-from spigot.polytopes.labels import label_sizes, whole_labels
+from spigot.polytopes.errors import whole_numbers
+from spigot.polytopes.labels import label_sizes, refuse_labels, whole_labels
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.structures.dynamic import DynamicProgram
 from spigot.polytopes.structures.program import UNIT, EdgeList, Program
@@ -27,7 +26,7 @@ ROOT, PADDING = -1, -2
 class ProjectiveTree(DynamicProgram):
     """conv of the projective dependency trees of n words: no two arcs cross, nor one the root's.
 
-    Parts are arcs `(n, n)`, `[head, dependent]`; the diagonal holds the root's arcs. The root stands
+    Parts: `(n, n)`, arcs `[head, dependent]`; the diagonal holds the root's arcs. The root stands
     to the left of the sentence. Labels are head indices `(*batch, n)`, -1 for the root's words and
     -2 for padding. MAP takes O(n^3), and so do marginals.
 
@@ -139,9 +138,8 @@ class ProjectiveTree(DynamicProgram):
         padded = (flat == PADDING).flip(1).long().cumprod(1).sum(1)
         given = label_sizes(self, batch, lengths, flat.device).reshape(-1)
         sizes = self.n - padded if lengths is None else given
-        for wrong, why in _faults(flat, sizes, self.single_root):
-            if bool(wrong.any()):
-                raise ValueError(f"labels {why} in {describe_instances(rows_where(wrong), batch)}.")
+        for must, wrong in _faults(flat, sizes, self.single_root):
+            refuse_labels(must, wrong, flat, batch, None if lengths is None else sizes)
         word = torch.arange(self.n)
         above = torch.where(flat == ROOT, word, flat)
         inside = word < sizes[:, None]
@@ -170,23 +168,23 @@ def _arc(head: Any, dependent: Any, n: int) -> np.ndarray:
     return np.where(head == 0, dependent - 1, np.asarray(head) - 1) * n + dependent - 1
 
 
-def _faults(heads: Tensor, sizes: Tensor, single_root: bool) -> Iterator[tuple[Tensor, str]]:
-    """What keeps head indices `(b, n)` from being trees, and where: `(b,)` each."""
+def _faults(heads: Tensor, sizes: Tensor, single_root: bool) -> Iterator[tuple[str, Tensor]]:
+    """What head indices `(b, n)` must be to be trees, and where not: `(b,)` or `(b, n)`."""
     n = heads.shape[1]
     word = torch.arange(n)
     inside = word < sizes[:, None]
     limits = (sizes < 1) | (sizes > n)
-    yield limits, f"must have 1 to {n} words; they do not"
+    yield f"must have 1 to {n} words", limits
     range_ = (heads < ROOT) | (heads >= sizes[:, None]) | (heads == word)
-    yield (range_ & inside).any(1), "must be indices of other words, or -1; they are not"
+    yield "must be indices of other words, or -1", range_ & inside
     up = torch.nn.functional.pad(torch.where((heads == ROOT) | ~inside, n, heads), (0, 1), value=n)
     for _ in range(n.bit_length()):
         up = up.gather(1, up)
-    yield (up < n).any(1), "hold a cycle"
+    yield "must be trees, without a cycle", up[:, :n] < n
     roots = ((heads == ROOT) & inside).sum(1)
-    yield (roots != 1) & single_root, "must have exactly one root; they do not"
+    yield "must have exactly one root, a head of -1", (roots != 1) & single_root
     low, high = torch.minimum(heads, word), torch.maximum(heads, word)
     first, second = (low[:, :, None], high[:, :, None]), (low[:, None], high[:, None])
     crossing = (first[0] < second[0]) & (second[0] < first[1]) & (first[1] < second[1])
     crossing &= inside[:, :, None] & inside[:, None]
-    yield crossing.flatten(1).any(1), "must be projective; two arcs cross"
+    yield "must be projective, no two arcs crossing", crossing.any(2)

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spigot.polytopes.arrays import rows_where
-from spigot.polytopes.errors import describe_instances, whole_numbers
-from spigot.polytopes.labels import label_sizes, whole_labels
+from spigot.polytopes.errors import whole_numbers
+from spigot.polytopes.labels import label_sizes, refuse_labels, whole_labels
 from spigot.polytopes.linear import LinearMap, SizeAndMap, with_maps
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.structures.dynamic import DynamicProgram
@@ -57,7 +56,7 @@ def _running(unary: Tensor, width: int) -> Tensor:  # (*, length, tags) -> (*, l
 class SemiMarkov(DynamicProgram):
     """conv of the ways to cut `length` positions into segments, each with one of `tags` tags.
 
-    Parts are segments `(length, width, tags, tags)`: entry [t, w, i, j] is the segment of w + 1
+    Parts: `(length, width, tags, tags)`, segments: entry [t, w, i, j] is the segment of w + 1
     positions from t on, tagged j, after one tagged i. The first segment has none before it: at t = 0
     row i = 0 alone is used. Parts of those other rows, and of segments that would run over the end,
     are 0 in every structure, their scores ignored. `SemiMarkov.pack` makes scores of unary,
@@ -204,9 +203,8 @@ class SemiMarkov(DynamicProgram):
         inside = position < sizes[:, None]
         starts = inside & (flat != INSIDE)
         following = _next_start(starts, sizes)
-        for wrong, why in _faults(flat, starts, following, sizes, self):
-            if bool(wrong.any()):
-                raise ValueError(f"labels {why} in {describe_instances(rows_where(wrong), batch)}.")
+        for must, wrong in _faults(flat, starts, following, sizes, self):
+            refuse_labels(must, wrong, flat, batch, None if lengths is None else sizes)
         vertices = torch.zeros(len(flat), *self.event_shape)
         instance, t = starts.nonzero(as_tuple=True)
         earlier = torch.where(starts, position, 0).cummax(1).values  # the start at or before each
@@ -240,11 +238,12 @@ def _next_start(starts: Tensor, sizes: Tensor) -> Tensor:  # (b, length)
 
 def _faults(
     tags: Tensor, starts: Tensor, following: Tensor, sizes: Tensor, chain: SemiMarkov
-) -> Iterator[tuple[Tensor, str]]:
-    """What keeps `(b, length)` from being segmentations, and where: `(b,)` each."""
-    yield (sizes < 1) | (sizes > chain.length), f"must have 1 to {chain.length} positions; they do not"
-    yield ~starts[:, 0], "must start a segment at the first position; they do not"
+) -> Iterator[tuple[str, Tensor]]:
+    """What `(b, length)` must be to be segmentations, and where not: `(b,)` or `(b, length)`."""
+    position = torch.arange(chain.length)
+    yield f"must have 1 to {chain.length} positions", (sizes < 1) | (sizes > chain.length)
+    yield "must start a segment at the first position", ~starts & (position == 0)
     outside = starts & ((tags < 0) | (tags >= chain.tags))
-    yield outside.any(1), f"must be tag ids in 0..{chain.tags - 1}, or -1; they are not"
-    long = starts & (following - torch.arange(chain.length) > chain.width)
-    yield long.any(1), f"hold a segment of more than {chain.width} positions"
+    yield f"must be tag ids in 0..{chain.tags - 1}, or -1 where a segment goes on", outside
+    long = starts & (following - position > chain.width)
+    yield f"must hold no segment of more than {chain.width} positions", long

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spigot.polytopes.arrays import contiguous, library, room, rows_where, tensor
+from spigot.polytopes.arrays import contiguous, library, room, tensor
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.dispatch import SIZED, Road, rule
-from spigot.polytopes.errors import describe_instances, whole_numbers
+from spigot.polytopes.errors import whole_numbers
 from spigot.polytopes.faces import tie_tolerance
 from spigot.polytopes.kernels.pool import over_instances
-from spigot.polytopes.labels import label_sizes, whole_labels
+from spigot.polytopes.labels import label_sizes, refuse_labels, whole_labels
 from spigot.polytopes.linear import LinearMap, SizeAndMap, with_maps
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
@@ -51,7 +51,7 @@ def _along_arcs(tags: Tensor, event: tuple[int, ...]) -> Tensor:
 class Sequence(Polytope):
     """{y >= 0 : unit flow through a trellis}, the sequences of `length` tags out of `tags`.
 
-    Parts are arcs `(length, tags, tags)`: entry [t, i, j] is tag i at t - 1 and tag j at t. The first
+    Parts: `(length, tags, tags)`, arcs: entry [t, i, j] is tag i at t - 1 and tag j at t. The first
     position has no arc into it: at t = 0 row 0 alone is used, and the other rows of it are 0 in every
     structure, their scores ignored. `Sequence.pack` makes scores of unary and transition ones.
     `Sequence.tags`, of the class, is the linear map to tag marginals `(length, tags)`, for
@@ -173,7 +173,12 @@ class Sequence(Polytope):
         return total
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
-        """Vertices of tag ids `(*batch, length)`; beyond an instance's length ids are ignored."""
+        """Vertices of tag ids `(*batch, length)`; beyond an instance's length ids are ignored.
+
+        Raises:
+            TypeError: labels are no integers.
+            ValueError: another length, or an id that is no tag.
+        """
         ids, inside = tag_ids(self, self.length, self.tags, labels, lengths)
         batch = ids.shape[:-1]
         before = torch.nn.functional.pad(ids[..., :-1], (1, 0))
@@ -206,13 +211,10 @@ def tag_ids(
     batch = ids.shape[:-1]
     sizes = label_sizes(chain, batch, lengths, ids.device)
     inside = torch.arange(length, device=ids.device) < sizes[..., None]
-    wrong = (inside & ((ids < 0) | (ids >= tags))).any(-1)
-    if bool(wrong.any()):
-        where = describe_instances(rows_where(wrong), batch)
-        raise ValueError(
-            f"labels must be tag ids in 0..{tags - 1} up to each instance's length; they are "
-            f"not in {where}."
-        )
+    wrong = inside & ((ids < 0) | (ids >= tags))
+    given = None if lengths is None else sizes
+    must = f"must be tag ids in 0..{tags - 1} up to each instance's length"
+    refuse_labels(must, wrong, ids, batch, given)
     return torch.where(inside, ids, 0).long(), inside
 
 

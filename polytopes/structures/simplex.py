@@ -12,6 +12,7 @@ from spigot.polytopes.arrays import library, rows_where
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.dispatch import SIZED, Road, rule
 from spigot.polytopes.errors import NoStructure, whole_numbers
+from spigot.polytopes.labels import label_sizes, refuse_labels, whole_labels
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Euclidean, Gibbs, Separable, Shannon, Tsallis
@@ -27,6 +28,8 @@ __all__ = ["Simplex"]
 @dataclass(frozen=True)
 class Simplex(Polytope):
     """{y >= 0 : sum y = 1}, the choice of one part of d. Labels are class indices.
+
+    Parts: `(d,)`. Labels: `(*batch,)`, integers.
 
     Args:
         d: how many parts, at least 1.
@@ -92,13 +95,17 @@ class Simplex(Polytope):
         return Simplex(length)
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
-        """One-hot vectors `(*batch, d)` of class indices `(*batch,)`."""
-        index = torch.as_tensor(labels)
-        if index.is_floating_point():
-            raise TypeError(f"labels must be class indices, got dtype {index.dtype}.")
-        limit = torch.full_like(index, self.d) if lengths is None else lengths
-        if bool(((index < 0) | (index >= limit)).any()):
-            raise ValueError(f"labels must lie in 0..{self.d - 1} (and below their length).")
+        """One-hot vectors `(*batch, d)` of class indices `(*batch,)`.
+
+        Raises:
+            TypeError: labels are no integers.
+            ValueError: an index out of range.
+        """
+        index = whole_labels(labels, "class indices")
+        sizes = label_sizes(self, index.shape, lengths, index.device)
+        wrong, given = (index < 0) | (index >= sizes), None if lengths is None else sizes
+        must = f"must lie in 0..{self.d - 1} (and below their length)"
+        refuse_labels(must, wrong, index, index.shape, given)
         return torch.nn.functional.one_hot(index.long(), self.d).to(torch.get_default_dtype())
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from spigot.polytopes.dispatch import Road, rule
 from spigot.polytopes.errors import whole_numbers
 from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.kernels.trees.spanning import constrained, kruskal
+from spigot.polytopes.labels import refuse_labels, whole_labels
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Gibbs
 from spigot.polytopes.structures import partition
@@ -37,7 +38,7 @@ __all__ = ["SpanningTree"]
 class SpanningTree(Polytope):
     """{y >= 0 : sum y = n - 1, y(edges inside S) <= |S| - 1 for all node sets S}: spanning trees.
 
-    Parts are the m edges in the order of `list(graph.edges)`, or of the list of pairs. Labels are
+    Parts: `(m,)`, the edges in the order of `list(graph.edges)`, or of the list of pairs. Labels are
     edge index sets `(*batch, n - 1)`, ascending.
 
     Args:
@@ -46,7 +47,7 @@ class SpanningTree(Polytope):
         nodes: how many nodes there are, beside a list of pairs.
 
     Raises:
-        TypeError: a directed graph, or no graph at all.
+        TypeError: a directed graph, or no graph at all; `nodes` beside a graph, or no whole number.
         ValueError: no edge, a loop, a node out of range, or a graph that is not connected.
 
     Example:
@@ -121,12 +122,20 @@ class SpanningTree(Polytope):
         return rows
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
-        """0/1 vectors `(*batch, m)` of edge index sets `(*batch, n - 1)`."""
-        vertices = encode_sets(labels, len(self.graph), None)
+        """0/1 vectors `(*batch, m)` of edge index sets `(*batch, n - 1)`.
+
+        Raises:
+            TypeError: indices that are no whole numbers.
+            ValueError: an index out of range, or edges that are no spanning tree.
+        """
+        edges = whole_labels(labels, "edge indices")
+        batch = edges.shape[:-1]
+        vertices = encode_sets(edges, len(self.graph), None)
         rows = vertices.reshape(-1, len(self.graph))
         inside = best_forests(self.network, sort(rows, mask=rows > 0))[1]
-        if bool(((rows.sum(1) != self.size) | (inside < self.size)).any()):
-            raise ValueError(f"labels must be the {self.size} edges of a spanning tree of {self}.")
+        must = f"must be the {self.size} edges of a spanning tree of {self}"
+        refuse_labels(must, (rows.sum(1) != self.size).reshape(batch), edges, batch)
+        refuse_labels(f"{must}, without a cycle", (inside < self.size).reshape(batch), edges, batch)
         return vertices
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:

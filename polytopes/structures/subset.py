@@ -14,6 +14,7 @@ from spigot.polytopes.base import Polytope
 from spigot.polytopes.curvature import derivative
 from spigot.polytopes.dispatch import SIZED, Road, rule
 from spigot.polytopes.errors import NoStructure, whole_numbers
+from spigot.polytopes.labels import label_sizes, refuse_labels, whole_labels
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Euclidean, FermiDirac, Gibbs, Separable
 from spigot.polytopes.structures import elementary
@@ -64,12 +65,22 @@ class _Box(Polytope, abstract=True):
         return torch.arange(self.d, device=lengths.device) < lengths[..., None]
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
-        """0/1 vectors `(*batch, d)` of index sets `(*batch, most)`, padded with -1 at their end."""
-        vertices = encode_sets(labels, self.d, lengths)
+        """0/1 vectors `(*batch, d)` of index sets `(*batch, most)`, padded with -1 at their end.
+
+        Raises:
+            TypeError: indices that are no whole numbers.
+            ValueError: an index out of range or listed twice, or a set of another size.
+        """
+        index = whole_labels(labels, "part indices")
+        batch = index.shape[:-1]
+        sizes = None if lengths is None else label_sizes(self, batch, lengths, index.device)
+        vertices = encode_sets(index, self.d, sizes)
         size = vertices.sum(-1)
         low = self.length_range[0]
-        if bool(((size > self.most) | (size < low)).any()):
-            raise ValueError(f"labels must be sets of {low} to {self.most} distinct parts of {self}.")
+        count = f"{self.most}" if low == self.most else f"{low} to {self.most}"
+        wrong = (size > self.most) | (size < low)
+        must = f"must be sets of {count} distinct parts of {self}"
+        refuse_labels(must, wrong, index, batch)
         return vertices
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -80,6 +91,8 @@ class _Box(Polytope, abstract=True):
 @dataclass(frozen=True)
 class Hypercube(_Box):
     """{0 <= y <= 1}: every subset of d parts. Labels are index sets padded with -1.
+
+    Parts: `(d,)`. Labels: `(*batch, d)`, ascending.
 
     Args:
         d: how many parts, at least 1.
@@ -126,7 +139,7 @@ class Hypercube(_Box):
 class Subset(_Box):
     """{0 <= y <= 1 : sum y = k}: the subsets of k parts; with `at_most`, of k parts or fewer.
 
-    Labels are index sets `(*batch, k)`, ascending, padded with -1.
+    Parts: `(d,)`. Labels are index sets `(*batch, k)`, ascending, padded with -1.
 
     Args:
         d: how many parts there are, at least 1.

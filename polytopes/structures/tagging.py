@@ -39,7 +39,7 @@ __all__ = ["Tagging"]
 class Tagging(Polytope):
     """conv of the sequences of `length` tags, each as its transitions' counts and its tags.
 
-    Parts are `(tags + length, tags)`: entry [i, j] is how often tag j follows tag i, entry [tags + t,
+    Parts: `(tags + length, tags)`: entry [i, j] is how often tag j follows tag i, entry [tags + t,
     j] is tag j at position t. So scores are `(tags, tags)` of transitions above `(length, tags)` of
     positions, as `Tagging.pack` puts them; one more position costs `tags` numbers, not the `tags^2`
     of `Sequence`, which gives every position transitions of its own. It is the image of `Sequence`
@@ -171,7 +171,12 @@ class Tagging(Polytope):
         return torch.cat([transition.expand(*own.shape[:-2], tags, tags), own], -2)
 
     def encode(self, labels: Any, lengths: Tensor | None = None) -> Tensor:
-        """Vertices of tag ids `(*batch, length)`; beyond an instance's length ids are ignored."""
+        """Vertices of tag ids `(*batch, length)`; beyond an instance's length ids are ignored.
+
+        Raises:
+            TypeError: labels are no integers.
+            ValueError: another length, or an id that is no tag.
+        """
         ids, inside = tag_ids(self, self.length, self.tags, labels, lengths)
         flat = torch.zeros(*ids.shape[:-1], (self.tags + self.length) * self.tags, device=ids.device)
         position = self.tags + torch.arange(self.length, device=ids.device)

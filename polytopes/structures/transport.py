@@ -36,15 +36,17 @@ class Transport(Bipartite):
     constant added to all rows and taken from all columns.
 
     The two totals may differ by 1e-5, relatively; the columns' masses are then scaled to the rows'
-    total. Masses of zero leave their row or column empty, as padding does. Labels are the vertices
-    themselves.
+    total. Masses of zero leave their row or column empty, as padding does.
+
+    Parts: `(n, m)`, `[row, column]`. Labels are the vertices themselves.
 
     Args:
-        row: the rows' masses, n >= 1 numbers >= 0.
-        column: the columns' masses, m >= 1 numbers >= 0 of the same total.
+        row: the rows' masses `(n,)`, n >= 1 numbers >= 0.
+        column: the columns' masses `(m,)`, m >= 1 numbers >= 0 of the same total.
 
     Raises:
-        ValueError: a mass is negative or not finite, or the totals differ.
+        ValueError: no vector, a mass that is negative or not finite, or totals that differ; at a call,
+            `params` of that kind.
 
     Example:
         >>> import torch
@@ -124,9 +126,11 @@ class Transport(Bipartite):
         )
         totals = row.sum(1), column.sum(1)
         for name, mass in (("row", row), ("column", column)):
-            _refuse(problem, mass.min(1) < 0, f"params[{name!r}] holds a negative mass")
+            least = mass.min(1)
+            _refuse(problem, least < 0, f"params[{name!r}] must hold no negative mass", least)
         unequal = np.abs(totals[0] - totals[1]) > BALANCE * np.maximum(*totals)
-        _refuse(problem, unequal, "the masses of rows and columns have different totals")
+        must = "the masses of rows and columns must have equal totals"
+        _refuse(problem, unequal, must, *totals)
         scale = np.divide(*totals, out=np.ones(problem.size), where=totals[1] > 0)
         keep, masked, sizes = masks(problem)
         if not (row.all() and column.all()):
@@ -159,8 +163,12 @@ def _masses(name: str, masses: Any) -> tuple[float, ...]:
         raise ValueError(
             f"Transport: {name} must be a vector of masses, got shape {tuple(values.shape)}."
         )
-    if not bool((values >= 0).all() & values.isfinite().all()):
-        raise ValueError(f"Transport: {name} holds a mass that is negative or not finite.")
+    wrong = rows_where(~((values >= 0) & values.isfinite()))
+    if wrong:
+        raise ValueError(
+            f"Transport: {name} holds a mass that is negative or not finite, "
+            f"{values[wrong[0]].item():g} at position {wrong[0]}."
+        )
     return tuple(cast("list[float]", numbers(values)))
 
 
@@ -175,7 +183,9 @@ def _of(problem: Problem, name: str, own: tuple[float, ...]) -> np.ndarray:  # (
     return np.repeat(np.array(own)[None], problem.size, axis=0)
 
 
-def _refuse(problem: Problem, wrong: np.ndarray, why: str) -> None:
+def _refuse(problem: Problem, wrong: np.ndarray, must: str, *values: np.ndarray) -> None:
     if wrong.any():
-        named = problem.describe(rows_where(tensor(wrong)))
-        raise ValueError(f"{problem.polytope}: {why} in {named}.")
+        rows = rows_where(tensor(wrong))
+        has = " and ".join(f"{value[rows[0]]:g}" for value in values)
+        wrongs = problem.describe_wrong(rows, f"has {has}")
+        raise ValueError(f"{problem.polytope}: {must}; {wrongs}")

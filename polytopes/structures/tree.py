@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spigot.polytopes.arrays import library, rows_where
+from spigot.polytopes.arrays import library
 from spigot.polytopes.base import Polytope
 from spigot.polytopes.curvature import derivative
 from spigot.polytopes.dispatch import SIZED, Road, rule
-from spigot.polytopes.errors import describe_instances, whole_numbers
+from spigot.polytopes.errors import whole_numbers
+from spigot.polytopes.labels import label_sizes, refuse_labels, whole_labels
 from spigot.polytopes.posing import check_event
 from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Euclidean, Gibbs
@@ -31,7 +32,7 @@ ROOT, PADDING = -1, -2
 class Arborescence(Polytope):
     """{dependency trees over n words, projective or not}: each word has one head, a word or the root.
 
-    Parts are arcs, `(n, n)`, [head, dependent]; the diagonal holds the root's arcs. M is cut out of
+    Parts: `(n, n)`, arcs `[head, dependent]`; the diagonal holds the root's arcs. M is cut out of
     the n simplices of a word's heads by: for every set S of words, the arcs that enter S sum to at
     least 1. With `single_root` the diagonal sums to 1.
 
@@ -167,16 +168,15 @@ class Arborescence(Polytope):
                     [0., 0., 0.],
                     [0., 1., 0.]])
         """
-        heads = torch.as_tensor(labels)
-        if heads.is_floating_point() or heads.dtype == torch.bool:
-            raise TypeError(f"labels must be head indices, got dtype {heads.dtype}.")
+        heads = whole_labels(labels, "head indices")
         if heads.dim() < 1 or heads.shape[-1] != self.n:
             raise ValueError(
                 f"labels of shape {tuple(heads.shape)} do not fit {self}: they are (*batch, {self.n})."
             )
         heads = heads.long()
-        inside = _inside(heads, lengths)
-        self._check_heads(heads, inside)
+        sizes = label_sizes(self, heads.shape[:-1], lengths, heads.device)
+        inside = _inside(heads, sizes)
+        self._check_heads(heads, inside, None if lengths is None else sizes)
         word = torch.arange(self.n, device=heads.device)
         row = torch.where(heads == ROOT, word, heads)
         row = torch.where(inside, row, 0)
@@ -184,20 +184,23 @@ class Arborescence(Polytope):
         arcs.scatter_(-1, row[..., None], inside.to(arcs)[..., None])
         return arcs.mT.contiguous().to(torch.get_default_dtype())
 
-    def _check_heads(self, heads: Tensor, inside: Tensor) -> None:
+    def _check_heads(self, heads: Tensor, inside: Tensor, given: Tensor | None) -> None:
+        def trees(must: str, wrong: Tensor) -> None:
+            refuse_labels(f"must be dependency trees, {must}", wrong, heads, heads.shape[:-1], given)
+
         word = torch.arange(self.n, device=heads.device)
         size = inside.sum(-1, keepdim=True)
-        roots = ((heads == ROOT) & inside).sum(-1)
-        _refuse(heads, ((heads < ROOT) | (heads >= size)) & inside, "a head outside -1..length - 1")
-        _refuse(heads, (heads == word) & inside, "a word that is its own head")
-        _refuse(heads, (roots == 0)[..., None], "a cycle and no root")
+        roots = (heads == ROOT) & inside
+        trees("no head outside -1..length - 1", ((heads < ROOT) | (heads >= size)) & inside)
+        trees("no word its own head", (heads == word) & inside)
+        trees("with a root, whose head is -1", ~roots.any(-1))
         above = torch.where(inside & (heads != ROOT), heads, self.n)  # the root is its own head
         above = torch.nn.functional.pad(above, (0, 1), value=self.n)
         for _ in range(self.n.bit_length()):  # heads of heads: 2, 4, 8, ... steps up
             above = above.gather(-1, above)
-        _refuse(heads, above[..., : self.n] != self.n, "a cycle")
+        trees("without a cycle", above[..., : self.n] != self.n)
         if self.single_root:
-            _refuse(heads, (roots > 1)[..., None], "more than one root")
+            trees("no more than one root", roots & (roots.long().cumsum(-1) > 1))
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Head indices `(*batch, n)`: -1 for the root, -2 beyond `lengths`.
@@ -221,16 +224,6 @@ def _inside(heads: Tensor, lengths: Tensor | None) -> Tensor:  # (*batch, n), bo
     if lengths is None:
         return torch.ones_like(heads, dtype=torch.bool)
     return torch.arange(heads.shape[-1], device=heads.device) < lengths.to(heads.device)[..., None]
-
-
-def _refuse(heads: Tensor, wrong: Tensor, what: str) -> None:
-    """Raises a ValueError that names the instances with a true entry."""
-    if bool(wrong.any()):
-        batch_shape = heads.shape[:-1]
-        rows = rows_where(wrong.reshape(batch_shape.numel(), -1).any(1))
-        raise ValueError(
-            f"labels are no dependency trees: {what} in {describe_instances(rows, batch_shape)}."
-        )
 
 
 def _single_root(problem: Problem) -> bool:

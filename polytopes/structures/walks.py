@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spigot.polytopes.labels import refuse_labels, whole_labels
+
 __all__ = ["padded_walks"]
 
 
@@ -19,17 +21,20 @@ def padded_walks(labels: Any, step: tuple[int, ...]) -> Tensor:  # (*batch, L, *
         ValueError: another shape, an empty walk, or padding before a walk's end.
     """
     walks = labels if isinstance(labels, Tensor) else _stacked(labels, step)
-    if walks.is_floating_point():
-        raise TypeError(f"labels must be whole numbers, got dtype {walks.dtype}.")
+    walks = whole_labels(walks, "whole numbers")
     if walks.dim() < 1 + len(step) or tuple(walks.shape[walks.dim() - len(step) :]) != step:
         raise ValueError(
             f"labels of shape {tuple(walks.shape)} must be walks (*batch, L{', 2' * len(step)})."
         )
     used = (walks >= 0).flatten(walks.dim() - len(step)).all(-1) if step else walks >= 0
-    if step and bool(((walks >= 0).any(-1) & ~used).any()):
-        raise ValueError("labels must be steps of numbers from 0, or of -1 alone for padding.")
-    if bool((used[..., 1:] & ~used[..., :-1]).any()) or not bool(used[..., :1].all()):
-        raise ValueError("labels must hold at least one step each, and -1 only after the last.")
+    batch = used.shape[:-1]
+    if step:
+        partial = (walks >= 0).any(-1) & ~used
+        must = "must be steps of numbers from 0, or of -1 alone for padding"
+        refuse_labels(must, partial, walks, batch)
+    refuse_labels("must hold at least one step each", ~used.any(-1), walks, batch)
+    gap = ~used & (used.flip(-1).long().cumsum(-1).flip(-1) > 0)
+    refuse_labels("must hold -1 only after the last step", gap, walks, batch)
     return walks.long().cpu()
 
 
@@ -37,6 +42,13 @@ def _stacked(labels: Any, step: tuple[int, ...]) -> Tensor:
     try:
         return torch.as_tensor(labels)
     except (ValueError, TypeError):
-        blank = [-1] * step[0] if step else -1
+        pass
+    blank = [-1] * step[0] if step else -1
+    try:
         rows: list[Any] = list(zip_longest(*labels, fillvalue=blank))
         return torch.as_tensor(rows).transpose(0, 1)
+    except (ValueError, TypeError, IndexError) as error:
+        form = "cells [row, column]" if step else "node numbers"
+        raise TypeError(
+            f"labels must be whole numbers, a list of {form} for each walk ({error})."
+        ) from error

@@ -64,7 +64,7 @@ class Case:
     Args:
         polytope: M.
         scores: `(*batch, *event)`.
-        loss: mu `(*batch, *event)` -> each instance's own loss `(*batch)`.
+        loss: mu `(*batch, *event)` -> each instance's own loss `(*batch,)`.
         estimators: by name, or a sequence; `default_estimators(polytope)` unless told.
         lengths: `(*batch,)`, integers.
         keep: bool, broadcast to the scores.
@@ -73,10 +73,11 @@ class Case:
     Example:
         >>> import torch
         >>> from spigot.polytopes import Simplex
-        >>> from spigot.pullback.diagnostics import Case
-        >>> case = Case(Simplex(3), torch.zeros(3), lambda mu: mu[..., 0])
-        >>> case.polytope
-        Simplex(d=3)
+        >>> from spigot.pullback import STEMarginals
+        >>> from spigot.pullback.diagnostics import Case, compare_all
+        >>> case = Case(Simplex(3), torch.zeros(3), lambda mu: mu[..., 0], {"STE": STEMarginals()})
+        >>> round(compare_all({"first": case}).row("STE").bias, 6)
+        0.0
     """
 
     polytope: Polytope
@@ -92,6 +93,9 @@ def default_estimators(polytope: Polytope) -> dict[str, Estimated]:
     """The known estimators, with step sizes of 1, that this polytope can do.
 
     Layers join by name: `default_estimators(M) | {"REINFORCE": ScoreFunction(M, samples=8)}`.
+
+    Args:
+        polytope: M.
 
     Example:
         >>> from spigot.polytopes import Oracle
@@ -198,6 +202,9 @@ def compare_all(
         reduction: "mean" or "sum", what the training loss is over the batch.
         downstream: whether estimators are handed the loss as `downstream=` wherever they take it.
         generator: for the seeds of everything random.
+
+    Raises:
+        ValueError, UnsupportedProblem, TypeError: as for `compare`.
 
     Example:
         >>> import torch

@@ -45,6 +45,16 @@ class Reading:
         cosine: as in the row.
         null: as in the row.
         change: how far the gradient moved, |g' - g| / |g| with the same draws; NaN where g is 0.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Simplex
+        >>> from spigot.pullback import BlackBox
+        >>> from spigot.pullback.diagnostics import compare
+        >>> scores, costs = torch.tensor([1.0, 0.5, 0.0]), torch.tensor([0.1, 0.0, 0.0])
+        >>> found = compare(Simplex(3), scores, lambda mu: mu @ costs, [BlackBox()])
+        >>> [found.rows[0].reading("step size", size).null for size in (0.1, 10.0)]
+        [1.0, 0.0]
     """
 
     knob: str
@@ -78,6 +88,18 @@ class Row:
             regularizer's name (`MAP`, `Gibbs`, `sample`).
         seconds: of a forward and a backward over the whole batch, the loss's evaluations included.
         readings: sensitivity to step size, batch size and solver tolerance.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Simplex
+        >>> from spigot.pullback import STEMarginals
+        >>> from spigot.pullback.diagnostics import compare
+        >>> scores, costs = torch.tensor([1.0, 0.5, 0.0]), torch.tensor([0.1, 0.0, 0.0])
+        >>> row = compare(Simplex(3), scores, lambda mu: mu @ costs, [STEMarginals()]).rows[0]
+        >>> round(row.bias, 6), round(row.cosine, 6)  # exact for a loss that is linear
+        (0.0, 1.0)
+        >>> row.solves
+        (('Gibbs', 1.0), ('MAP', 1.0))
     """
 
     case: str
@@ -96,7 +118,12 @@ class Row:
     readings: tuple[Reading, ...] = ()
 
     def reading(self, knob: str, value: float) -> Reading | None:
-        """The reading at one setting."""
+        """The reading at one setting, None where it was not measured.
+
+        Args:
+            knob: `step size`, `batch` or `tolerance`.
+            value: what it was set to.
+        """
         found = (each for each in self.readings if (each.knob, each.value) == (knob, value))
         return next(found, None)
 

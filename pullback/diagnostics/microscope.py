@@ -38,6 +38,20 @@ class Glance:
         cosine: of the surrogate with the exact gradient, in the mean over the instances that have one.
         norm: \|surrogate\| / \|exact gradient\| over the batch.
         error: the standard error of the exact gradient over its norm; 0 where it is exact.
+
+    Example:
+        >>> import torch
+        >>> from spigot.layers import Argmax
+        >>> from spigot.polytopes import Simplex
+        >>> from spigot.pullback import STEMarginals
+        >>> from spigot.pullback.diagnostics import watch
+        >>> layer, scores = Argmax(Simplex(2), STEMarginals()), torch.zeros(2, requires_grad=True)
+        >>> def loss(mu):
+        ...     return mu[..., 0]
+        >>> with watch(layer, every=1, loss=loss) as seen:
+        ...     loss(layer(scores)).backward()
+        >>> round(seen.glances[0].cosine, 6), seen.glances[0].null
+        (1.0, 0.0)
     """
 
     step: int
@@ -53,8 +67,26 @@ class Glance:
 class Microscope(AbstractContextManager["Microscope"]):
     """What `watch` returns: glances at a layer's gradients until it is removed; prints as a table.
 
+    Args:
+        layer, every, loss, objective, reduction: as for `watch`.
+        polytope: M.
+
     Attributes:
         glances: one every N training steps.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from spigot.polytopes import Simplex
+        >>> from spigot.pullback.diagnostics import watch
+        >>> layer, scores = nn.Softmax(-1), torch.zeros(3, requires_grad=True)
+        >>> seen = watch(layer, every=1, polytope=Simplex(3))
+        >>> for step in range(4):
+        ...     layer(scores)[0].backward()
+        ...     if step == 1:
+        ...         seen.remove()
+        >>> [glance.step for glance in seen.glances]
+        [0, 1]
     """
 
     def __init__(
@@ -211,7 +243,7 @@ def watch(
     Args:
         layer: an `Argmax`, or any module from scores to a structure, or an `Objective`.
         every: N.
-        loss: mu `(*batch, *event)` -> each instance's own loss `(*batch)`, of the batch in training.
+        loss: mu `(*batch, *event)` -> each instance's own loss `(*batch,)`, of the batch in training.
         objective: whose gradient is the exact one; `ExpectedLoss()` unless told.
         reduction: what the training loss is divided by, as for the estimators.
         polytope: M; the layer's own unless told.

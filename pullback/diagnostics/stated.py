@@ -40,6 +40,16 @@ class Exact:
         here: the objective, `(n,)`.
         value: the objective at other scores, `(n, *event)` -> `(n,)`.
         how: in words.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Simplex
+        >>> from spigot.pullback.diagnostics import ExpectedLoss
+        >>> from spigot.pullback.diagnostics.bench import Bench
+        >>> bench = Bench.of(Simplex(2), torch.zeros(2), lambda mu: mu[..., 0])
+        >>> exact = ExpectedLoss().exact(bench)
+        >>> exact.gradient, exact.how
+        (tensor([[ 0.2500, -0.2500]], dtype=torch.float64), 'the list of all 2 structures')
     """
 
     gradient: Tensor
@@ -50,7 +60,13 @@ class Exact:
 
 
 class Stated:
-    """An objective whose gradient can be had exactly, or to a known error."""
+    """An objective whose gradient can be had exactly, or to a known error.
+
+    Example:
+        >>> from spigot.pullback.diagnostics import ExpectedLoss, Stated
+        >>> isinstance(ExpectedLoss(), Stated), ExpectedLoss().words
+        (True, 'E l(z) under p(z) ~ exp<s, z>')
+    """
 
     words: ClassVar[str] = ""
     """What it is, for captions."""
@@ -78,11 +94,19 @@ class ExpectedLoss(Stated):
 
     Raises:
         ValueError: samples below 2.
+        TypeError: samples that are no whole number.
 
     Example:
-        >>> from spigot.pullback.diagnostics import ExpectedLoss
-        >>> ExpectedLoss(samples=5000)
-        ExpectedLoss(limit=2000, samples=5000)
+        >>> import torch
+        >>> from spigot.polytopes import Simplex
+        >>> from spigot.pullback import STEMarginals
+        >>> from spigot.pullback.diagnostics import ExpectedLoss, compare
+        >>> def loss(mu):
+        ...     return mu.square().sum(-1)
+        >>> ways, stated = {"STE": STEMarginals()}, ExpectedLoss()
+        >>> found = compare(Simplex(3), torch.tensor([1.0, 0.0, 0.0]), loss, ways, objective=stated)
+        >>> found.row("STE").norm  # all vertices have the same loss: there is nothing to gain
+        nan
 
     References:
         Williams, "Simple statistical gradient-following algorithms" (Machine Learning 1992), for the
@@ -122,12 +146,21 @@ class PerturbedExpectedLoss(Stated):
 
     Raises:
         ValueError: samples below 2.
+        TypeError: samples that are no whole number.
 
     Example:
-        >>> from spigot.pullback import Normal
-        >>> from spigot.pullback.diagnostics import PerturbedExpectedLoss
-        >>> PerturbedExpectedLoss(Normal())
-        PerturbedExpectedLoss(noise=Normal(scale=1.0), samples=2000)
+        >>> import torch
+        >>> from spigot.polytopes import Simplex
+        >>> from spigot.pullback import GumbelSTE
+        >>> from spigot.pullback.diagnostics import PerturbedExpectedLoss, compare
+        >>> scores, costs = torch.tensor([1.0, 0.5, 0.0]), torch.tensor([0.1, 0.0, 0.0])
+        >>> ways, stated = {"Gumbel": GumbelSTE()}, PerturbedExpectedLoss(samples=10000)
+        >>> rng = torch.Generator().manual_seed(0)
+        >>> found = compare(
+        ...     Simplex(3), scores, lambda mu: mu @ costs, ways, objective=stated, generator=rng
+        ... )
+        >>> found.row("Gumbel").cosine > 0.99
+        True
 
     References:
         Berthet, Blondel, Teboul, Cuturi, Vert and Bach, "Learning with differentiable perturbed
@@ -173,9 +206,16 @@ class RelaxedLoss(Stated):
         regularizer: Omega; with Gibbs() this is l(E z) where ExpectedLoss is E l(z).
 
     Example:
-        >>> from spigot.pullback.diagnostics import RelaxedLoss
-        >>> RelaxedLoss()
-        RelaxedLoss(regularizer=Gibbs())
+        >>> import torch
+        >>> from spigot.polytopes import Gibbs, Simplex
+        >>> from spigot.pullback import RelaxedBackward
+        >>> from spigot.pullback.diagnostics import RelaxedLoss, compare
+        >>> def loss(mu):
+        ...     return mu.square().sum(-1)
+        >>> ways, stated = {"marginals": RelaxedBackward(forward=Gibbs())}, RelaxedLoss()
+        >>> found = compare(Simplex(3), torch.tensor([1.0, 0.0, 0.0]), loss, ways, objective=stated)
+        >>> round(found.row("marginals").bias, 6)
+        0.0
     """
 
     regularizer: Regularizer = GIBBS

@@ -16,7 +16,25 @@ __all__ = ["Comparison", "LeftOut", "data_frame", "fixed_width", "html_table", "
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An estimator that a polytope cannot do, and why."""
+    """An estimator that a polytope cannot do, and why.
+
+    Attributes:
+        case: the problem's name.
+        estimator: its name.
+        reason: why.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Euclidean, Oracle, Simplex
+        >>> from spigot.pullback import SPIGOT, SPIGOTCE
+        >>> from spigot.pullback.diagnostics import RelaxedLoss, compare
+        >>> best = Oracle(Simplex(3).argmax, (3,), batched=True)
+        >>> scores, costs = torch.tensor([1.0, 0.5, 0.0]), torch.tensor([0.1, 0.0, 0.0])
+        >>> ways, stated = {"SPIGOT": SPIGOT(), "CE": SPIGOTCE()}, RelaxedLoss(Euclidean())
+        >>> found = compare(best, scores, lambda mu: mu @ costs, ways, objective=stated)
+        >>> [each.estimator for each in found.left_out]  # an oracle alone has no marginals
+        ['CE']
+    """
 
     case: str
     estimator: str
@@ -32,6 +50,19 @@ class Comparison:
         rows: one an estimator and case.
         left_out: what could not be compared.
         note: how the measuring was done.
+
+    Example:
+        >>> import torch
+        >>> from spigot.polytopes import Simplex
+        >>> from spigot.pullback import SPIGOT, STEIdentity
+        >>> from spigot.pullback.diagnostics import compare
+        >>> scores, costs = torch.tensor([1.0, 0.5, 0.0]), torch.tensor([0.1, 0.0, 0.0])
+        >>> ways = {"SPIGOT": SPIGOT(), "identity": STEIdentity()}
+        >>> found = compare(Simplex(3), scores, lambda mu: mu @ costs, ways)
+        >>> found.row("identity").cosine < found.row("SPIGOT").cosine
+        True
+        >>> [record["estimator"] for record in found.records()]
+        ['SPIGOT', 'identity']
     """
 
     captions: tuple[str, ...]
@@ -41,6 +72,10 @@ class Comparison:
 
     def row(self, estimator: str, case: str | None = None) -> Row:
         """One row by its name, and by its case where there are several.
+
+        Args:
+            estimator: its name.
+            case: the problem's name.
 
         Raises:
             KeyError: no such row, or several.

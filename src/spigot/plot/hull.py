@@ -83,7 +83,10 @@ def _outline(polytope: Polytope) -> Outline:
         vertices = _distinct([*vertices, *ends])
         basis = _spanned(vertices)
         if len(basis) > MOST:
-            raise ValueError(f"{polytope} has more than {MOST} dimensions and cannot be drawn.")
+            raise ValueError(
+                f"{polytope} has more than {MOST} dimensions and cannot be drawn. Draw a smaller one, "
+                "or one structure's parts, as by spigot.plot.cells."
+            )
     while len(basis):
         normals = _normals(vertices, basis)
         found = _best(polytope, normals @ basis)

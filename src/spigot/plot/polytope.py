@@ -31,12 +31,12 @@ def polytope(structure: Polytope, ax: Axes | None = None, *, names: bool | None 
     found by MAP alone, so any structure will do.
 
     Args:
-        structure: of at most three dimensions.
+        structure: of at most three dimensions; parts `(*event)` of any shape.
         ax: where to draw; of three dimensions (`projection="3d"`) for a solid.
         names: whether the vertices' parts are written beside them; those of few are.
 
     Raises:
-        ValueError: it has more than three dimensions.
+        ValueError: it has more than three dimensions, or three and `ax` two.
 
     Example:
         >>> from spigot import plot
@@ -134,6 +134,18 @@ def points(
     Points off M's affine hull are drawn at their orthogonal projection onto it, which has the same
     projection onto M.
 
+    Args:
+        structure: of at most three dimensions.
+        y: `(..., *event)`, a tensor or an array.
+        ax: where the structure is drawn.
+        label: what a legend calls them.
+        colour: of the marks.
+        marker: their form, as matplotlib names it.
+        size: of a mark, in points squared.
+
+    Raises:
+        ValueError: the polytope has more than three dimensions, or y is of another shape.
+
     Example:
         >>> import torch
         >>> from spigot import plot
@@ -167,6 +179,18 @@ def path(
     style: str = "-",
 ) -> Axes:
     """Points `(k, *event)` one after the other, joined by a line that ends in a larger mark.
+
+    Args:
+        structure: of at most three dimensions.
+        y: `(k, *event)`, a tensor or an array.
+        ax: where the structure is drawn.
+        label: what a legend calls them.
+        colour: of line and marks.
+        marker: the marks' form, as matplotlib names it.
+        style: of the line, likewise.
+
+    Raises:
+        ValueError: the polytope has more than three dimensions, or y is of another shape.
 
     Example:
         >>> import torch

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         "target",
         nargs="?",
         default="spigot.testing.installed:FEW",
-        help="package.module:Name: a Polytope, a class of them, or a table; a few small ones if left out",
+        help="package.module:Name: a Polytope, a class of them, or a table; else a few small ones",
     )
     parser.add_argument("--args", nargs="*", default=[], help="its arguments: 8 8 12, or k=3")
     parser.add_argument("--against", help="package.module:Name of another declaration of the same set")
@@ -68,7 +68,9 @@ def _check_all(rows: list[Any], seed: int, count: int) -> int:
 def _named(target: str) -> Any:
     module, colon, name = target.partition(":")
     if not colon:
-        raise ValueError(f"{target!r} is not of the form package.module:Name")
+        raise ValueError(
+            f"{target!r} is not of the form package.module:Name, such as spigot.polytopes:Simplex"
+        )
     return getattr(importlib.import_module(module), name)
 
 

@@ -37,6 +37,7 @@ NOISE = 1e-5  # so that a difference this small is the reference's own (at ties)
 LOOSE = 1e-3  # for cvxpylayers, whose own error is about 1e-4
 INTERIOR = 1e-5  # for cone programs that auxiliary variables leave without a polish
 GRADIENT = 1e-4
+NOT_A_VERTEX = "not a vertex"  # of whatever value: the reference's own may be the same point
 
 
 def check(
@@ -57,6 +58,9 @@ def check(
     Returns:
         A `Report`: `passed`, and as text a table with the smallest counterexample found of each
         failure.
+
+    Raises:
+        UnsupportedProblem, InfeasiblePolytope, UnboundedPolytope: the declaration is no polytope.
 
     Example:
         >>> from spigot.polytopes import Simplex
@@ -159,7 +163,7 @@ def _reason(
     if error != error and not bench.inside(case, value, 10 * limit):
         return "outside M"
     if vertex and not _is_vertex(bench, value):
-        return "not a vertex"
+        return NOT_A_VERTEX
     return ""
 
 
@@ -228,7 +232,7 @@ def _counterexample(
     small = shrink(case, fails)
     outcome = _run(bench, road, regularizer, small)
     assert outcome is not None
-    expected = bench.expected(small, regularizer)
+    expected = None if outcome.reason == NOT_A_VERTEX else bench.expected(small, regularizer)
     return Counterexample(case.name, small.scores, small.keep, outcome.value, expected, outcome.reason)
 
 

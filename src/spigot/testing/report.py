@@ -51,6 +51,13 @@ class Finding:
         certificate: the largest gap, nan where there is none.
         stopped: how many instances raised or reported that they did not converge.
         counterexample: of a failure.
+
+    Example:
+        >>> from spigot.polytopes import Simplex
+        >>> from spigot.testing import check
+        >>> finding = check(Simplex(2), count=1).findings[0]
+        >>> finding.verb, finding.road, finding.verdict
+        ('maximize', 'argmax', 'ok')
     """
 
     verb: str
@@ -78,6 +85,15 @@ class Report:
         subject: the polytope.
         findings: the rows.
         notes: what is not wrong but worth knowing, such as fractional vertices.
+
+    Example:
+        >>> from spigot.polytopes import Simplex
+        >>> from spigot.testing import check
+        >>> report = check(Simplex(2), count=1)
+        >>> report.passed, str(report).splitlines()[-1]
+        (True, 'passed')
+        >>> max(finding.error for finding in report.findings if finding.verb == "project") < 1e-6
+        True
     """
 
     subject: str
