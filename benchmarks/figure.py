@@ -19,6 +19,7 @@ __all__ = ["Panel", "along", "draw", "growths"]
 PEER_COLORS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # Okabe and Ito's
 PEER_MARKERS, PEER_LINES = "s^DvPX", ("--", "-.", "-")
 COLUMNS = 3
+WIDE = 26  # letters in the legend, of which two do not fit side by side below a panel
 
 Curve = Mapping[float, float]
 
@@ -134,7 +135,9 @@ def _draw(ax: Any, panel: Panel) -> None:
     ax.tick_params(labelsize=8)
     ax.grid(which="major", alpha=0.3)
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "borderaxespad": 0.0}
-    ax.legend(fontsize=7, frameon=False, ncols=2, handlelength=3.2, **below)
+    longest = max(len(str(line.get_label())) for line in ax.get_lines())
+    columns = 1 if longest > WIDE else 2
+    ax.legend(fontsize=7, frameon=False, ncols=columns, handlelength=3.2, **below)
 
 
 def _style(kind: Kind, index: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from spigot.polytopes import Euclidean, Gibbs, Polytope, Regularizer, Simplex, implicit, opaque
 from spigot.polytopes.arrays import distinct, rows_where
 from spigot.polytopes.base import Checked
-from spigot.polytopes.dispatch import Solver, choose
+from spigot.polytopes.dispatch import Solver, check_types, choose
 from spigot.polytopes.errors import unsupported
 from spigot.polytopes.posing import detached, pose
 from spigot.polytopes.problem import Problem
@@ -62,6 +62,7 @@ class MarginalizedExpectation(Objective):
             `FrankWolfe()`. Its budget (`max_steps`) may truncate the answer.
 
     Raises:
+        TypeError: the polytope, the regularizer or the solver is no object of its kind.
         UnsupportedProblem: when the layer is made: no road to a support; a steep regularizer, of which
             every structure has a weight; a solver that finds no support. When called: too many
             structures to list.
@@ -161,8 +162,10 @@ def _mixtures(polytope: Polytope, regularizer: Regularizer, solver: Solver | Non
     """The kind of mixture, checked.
 
     Raises:
+        TypeError: something is no object of its kind.
         UnsupportedProblem: there is none.
     """
+    check_types(polytope, regularizer, solver)
     if solver is None and isinstance(polytope, Simplex):
         road(polytope, regularizer)
         return _Parts(regularizer)

@@ -33,7 +33,7 @@ from spigot.polytopes.tally import spend
 if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
 
-__all__ = ["SIZED", "Road", "Route", "Routed", "Solver", "choose", "fast_rule", "rule", "which"]
+__all__ = ["SIZED", "Road", "Route", "Routed", "Solver", "check_types", "choose", "fast_rule", "rule", "which"]
 
 
 SIZED = frozenset({"lengths"})
@@ -475,7 +475,7 @@ def choose(polytope: Polytope, regularizer: Regularizer | None, solver: Solver |
         UnsupportedProblem: the polytope leaves the regularizer's domain, or no road exists, or
             `solver` cannot take it.
     """
-    _check_types(polytope, regularizer, solver)
+    check_types(polytope, regularizer, solver)
     check_domain(polytope, regularizer)
     return Routed(_chosen(polytope, regularizer, solver), solver)
 
@@ -494,7 +494,8 @@ def _chosen(polytope: Polytope, regularizer: Regularizer | None, solver: Solver 
     )
 
 
-def _check_types(polytope: object, regularizer: object, solver: object) -> None:
+def check_types(polytope: object, regularizer: object, solver: object) -> None:
+    """Raises TypeError for what is of another kind, such as a class in the place of its object."""
     from spigot.polytopes.base import Polytope
 
     if not isinstance(polytope, Polytope):

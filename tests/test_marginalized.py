@@ -517,3 +517,17 @@ def test_a_graph_with_one_path() -> None:
         value.sum().backward()
         assert scores.grad is not None
         close(scores.grad, torch.zeros(2, 2).double())
+
+
+@pytest.mark.parametrize(
+    ("polytope", "regularizer", "solver"),
+    [
+        (3, Euclidean(), None),
+        (Simplex, Euclidean(), None),
+        (Simplex(3), "euclidean", None),
+        (Simplex(3), Gibbs(), "x"),
+    ],
+)
+def test_what_is_no_object_of_its_kind(polytope: Any, regularizer: Any, solver: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be a .*object|must be an object"):
+        MarginalizedExpectation(polytope, regularizer, solver=solver)
