@@ -39,7 +39,7 @@ dist: $(READY)  ## wheel and sdist in out/dist, and the wheel tried in an empty 
 	$(BIN)/python -m build --quiet --no-isolation --outdir out/dist
 	$(PYTHON) -m venv --clear out/dist/env
 	out/dist/env/bin/pip install -qq --disable-pip-version-check -c constraints.txt out/dist/*.whl
-	cd out/dist && env/bin/python -P -m spigot.testing --count 2
+	cd out/dist && env/bin/python -P -m spigot.testing --count 2 --brief
 
 bench: .venv-bench/.ready  ## every workload against every peer, an hour; BENCH_ARGS="--only sparsemax"
 	.venv-bench/bin/python -m benchmarks $(BENCH_ARGS)

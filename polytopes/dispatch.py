@@ -33,7 +33,18 @@ from spigot.polytopes.tally import spend
 if TYPE_CHECKING:
     from spigot.polytopes.base import Polytope
 
-__all__ = ["SIZED", "Road", "Route", "Routed", "Solver", "check_types", "choose", "fast_rule", "rule", "which"]
+__all__ = [
+    "SIZED",
+    "Road",
+    "Route",
+    "Routed",
+    "Solver",
+    "check_types",
+    "choose",
+    "fast_rule",
+    "rule",
+    "which",
+]
 
 
 SIZED = frozenset({"lengths"})

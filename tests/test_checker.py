@@ -16,7 +16,7 @@ from spigot.polytopes.problem import Problem, Solution
 from spigot.polytopes.regularizers import Separable
 from spigot.polytopes.structures.budget import BudgetRule
 from spigot.polytopes.structures.simplex import Softmax
-from spigot.testing import check
+from spigot.testing import check, installed
 from spigot.testing.__main__ import main
 
 
@@ -175,6 +175,18 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "WRONG" in printed
     assert "found" in printed
+
+
+def test_without_a_name_a_few_are_checked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed, "FEW", [Hull(torch.eye(2)), BrokenTies(3)])
+    assert main(["--count", "1", "--brief"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == "Hull(2 points of shape (2,)): passed\nBrokenTies(d=3): FAILED\n"
+    assert "worst error" not in printed.out, "there is no table"
+    assert "not a vertex" in printed.out
+    assert printed.out.endswith("FAILED: BrokenTies(d=3)\n")
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ estimators = {
     "Frank-Wolfe": FrankWolfePullBack(step_size=0.6),
 }
 figure, grid = plt.subplots(1, 4, figsize=(14, 3.9), layout="constrained")
+figure.get_layout_engine().set(wspace=0.1)
 for ax, (name, each) in zip(grid, estimators.items(), strict=True):
     plot.pull_back(each, M, scores, loss, ax, legend=False)
     ax.set_title(name)
@@ -102,17 +103,22 @@ for ax, (name, each) in zip(grid, estimators.items(), strict=True):
 
 # %%
 figure, grid = plt.subplots(1, 3, figsize=(12, 3.9), layout="constrained")
+figure.get_layout_engine().set(wspace=0.1)
 for ax, steps in zip(grid, (1, 3, 12), strict=True):
     plot.polytope(M, ax)
-    for each, colour in (
-        (SPIGOT(step_size=0.25, steps=steps), "#d55e00"),
-        (SPIGOTEG(step_size=1.0, steps=steps), "#0072b2"),
-        (FrankWolfePullBack(step_size=0.25, steps=steps), "#009e73"),
+    for each, look in (
+        (SPIGOT(step_size=0.25, steps=steps), {"colour": "#d55e00"}),
+        (SPIGOTEG(step_size=1.0, steps=steps), {"colour": "#0072b2", "marker": "s", "style": "--"}),
+        (
+            FrankWolfePullBack(step_size=0.25, steps=steps),
+            {"colour": "#009e73", "marker": "^", "style": ":"},
+        ),
     ):
-        plot.path(M, each.path(M, scores, loss), ax, label=each.name, colour=colour)
+        plot.path(M, each.path(M, scores, loss), ax, label=each.name, **look)
     plot.points(M, wanted, ax, colour="black", marker="*", size=90)
     ax.set_title(f"{steps} step{'s' * (steps > 1)}")
-_ = grid[0].legend(loc="upper left", frameon=False, fontsize=8)
+entries = grid[0].get_legend_handles_labels()
+_ = figure.legend(*entries, loc="outside lower center", ncols=3, frameon=False)
 
 # %% [markdown]
 # ## What a training run does with it

@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--against-args", nargs="*", default=[], help="its arguments")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=8, help="how many random scores")
+    parser.add_argument("--brief", action="store_true", help="of a table what is wrong alone")
     options = parser.parse_args(arguments)
     try:
         found = _named(options.target)
@@ -48,20 +49,20 @@ def main(arguments: list[str] | None = None) -> int:
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         parser.error(str(error))
     if polytope is None:
-        return _check_all(rows, options.seed, options.count)
+        return _check_all(rows, options.seed, options.count, options.brief)
     report = check(polytope, against, seed=options.seed, count=options.count)
     print(report)
     return 0 if report.passed else 1
 
 
-def _check_all(rows: list[Any], seed: int, count: int) -> int:
+def _check_all(rows: list[Any], seed: int, count: int, brief: bool) -> int:
     reports: dict[str, Report] = {}
     for row in rows:
         alone = isinstance(row, Polytope)
         name, polytope, twin = (str(row), row, None) if alone else (row.name, row.polytope, row.twin)
         reports[name] = check(polytope, twin, seed=seed, count=count)
         print(f"{name}: {'passed' if reports[name].passed else 'FAILED'}", file=sys.stderr)
-    print(whole_table(reports))
+    print(whole_table(reports, brief))
     return 0 if all(report.passed for report in reports.values()) else 1
 
 

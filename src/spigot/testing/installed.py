@@ -10,8 +10,6 @@ import torch
 from spigot.polytopes import (
     Arborescence,
     Hull,
-    Matching,
-    Permutahedron,
     Polytope,
     Sequence,
     Simplex,
@@ -24,8 +22,6 @@ FEW: list[Polytope] = [
     Simplex(4),
     Subset(4, 2),
     Arborescence(3),
-    Matching(3, 3),
     Sequence(3, 2),
-    Permutahedron(torch.arange(3.0)),
     Hull(torch.eye(3)),
 ]

@@ -124,15 +124,15 @@ class Report:
         return lines
 
 
-def whole_table(reports: Mapping[str, Report]) -> str:
-    """One table of many reports, by the structure's name, with what is wrong below."""
+def whole_table(reports: Mapping[str, Report], brief: bool = False) -> str:
+    """One table of many reports, by the structure's name, with what is wrong below; or that alone."""
     rows = [(name, *_row(finding)) for name, report in reports.items() for finding in report.findings]
-    lines = [_table(("structure", *_HEADER), rows)]
+    lines = [] if brief else [_table(("structure", *_HEADER), rows)]
     for report in reports.values():
         lines += report.failures()
     failed = [name for name, report in reports.items() if not report.passed]
     verdict = f"FAILED: {', '.join(failed)}" if failed else f"all {len(reports)} structures passed"
-    return "\n".join([*lines, "", verdict])
+    return "\n".join([*lines, *([""] if lines else []), verdict])
 
 
 _HEADER = ("verb", "regularizer", "road", "cases", "worst error", "worst gap", "verdict")
