@@ -359,6 +359,22 @@ def test_a_page_is_written_anew_between_its_marks_alone(tmp_path: Path) -> None:
         reports.report(small(), store, quiet(), docs=page)
 
 
+def test_a_study_that_lacks_rows_is_told_and_left_out_of_a_page(tmp_path: Path) -> None:
+    store = Store(tmp_path / "out")
+    for seed in range(2):
+        store.add(some("linear", seed, 0.1 + seed))
+        store.add(some("gold", seed, 0.2 + seed))
+    page = tmp_path / "page.md"
+    page.write_text(f"{reports.BEGIN.format(name='small')}\n{reports.END.format(name='small')}\n")
+    reports.report(small(), store, quiet(), docs=page)
+    assert "**Main: none**" in page.read_text()
+    assert "**Rates: none**" not in page.read_text()
+    main_study, rates = reports.sections(small(), store.results())
+    assert not main_study.lacking
+    assert len(rates.lacking) == 4
+    assert any(note.startswith("No results yet: linear, rate 0.01; ") for note in reports.notes(rates))
+
+
 def test_a_report_of_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "categorical", "--out", str(tmp_path)]) == 0
     assert "no results" in capsys.readouterr().out

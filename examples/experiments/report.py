@@ -54,6 +54,7 @@ class Section:
     study: Study
     structure: str
     lines: tuple[Line, ...]
+    lacking: tuple[str, ...] = ()  # rows of the study without a result
 
     def line(self, estimator: str) -> Line | None:
         """The estimator's line with usual options, if it is here."""
@@ -69,13 +70,16 @@ def sections(task: Task, results: Iterable[Result], size: str = "full") -> list[
     for study in task.studies:
         for structure in study.structures or task.structures:
             lines: list[Line] = []
+            lacking: list[str] = []
             for cell in study.cells:
                 run = task.run(cell, structure, 0, size)
                 those = sorted(by_row.get(run.key, []), key=lambda result: result.run.seed)
                 if those:
                     lines.append(Line(run.label, cell.estimator, task.settings(run), tuple(those)))
+                else:
+                    lacking.append(run.label)
             if lines:
-                found.append(Section(task, study, structure, tuple(lines)))
+                found.append(Section(task, study, structure, tuple(lines), tuple(lacking)))
     return found
 
 
@@ -177,6 +181,8 @@ def notes(section: Section) -> list[str]:
         )
     told = {(r.run.label, r.status, r.message) for r in results if r.status != FINISHED}
     found += [f"{label} {status}: {message}." for label, status, message in sorted(told)]
+    if section.lacking:
+        found.append(f"No results yet: {'; '.join(section.lacking)}.")
     return found
 
 
@@ -224,7 +230,8 @@ def report(
         store: of the results.
         console: to print on.
         size: of the runs.
-        docs: a page in whose marked part the tables are put, the figures beside it in images/.
+        docs: a page in whose marked part the tables are put, the figures beside it in images/; studies
+            of which rows are lacking are left out of it.
     """
     results = [r for r in store.results() if r.run.task == task.name and r.run.size == size]
     found = sections(task, results, size)
@@ -240,9 +247,10 @@ def report(
         for note in notes(section):
             console.print(f"  {note}", highlight=False, markup=False)
         console.print()
-        text.append(markdown(section))
+    kept = [section for section in found if docs is None or not section.lacking]
+    text += map(markdown, kept)
     for study in task.studies:
-        those = [section for section in found if section.study.name == study.name]
+        those = [section for section in kept if section.study.name == study.name]
         if not those:
             continue
         drawn = figures.draw(task, those, folder / f"{task.name}-{study.name}")
