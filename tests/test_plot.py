@@ -166,6 +166,21 @@ def test_a_batch_of_scores_is_refused() -> None:
 # --- structures -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 3), (8, 8), (5, 12), (20, 12)])
+@pytest.mark.parametrize("named", [False, True])
+def test_cells_clip_no_label(shape: tuple[int, int], named: bool) -> None:
+    rows = [f"word {i}" for i in range(shape[0])] if named else None
+    ax: Any = plot.cells(torch.rand(shape), rows=rows)
+    ax.figure.canvas.draw()
+    renderer = ax.figure.canvas.get_renderer()
+    for part in (*ax.get_xticklabels(), *ax.get_yticklabels(), *ax.figure.axes):
+        box = part.get_tightbbox(renderer)
+        assert box.x0 >= 0, part
+        assert box.y0 >= 0, part
+        assert box.x1 <= ax.figure.bbox.x1, part
+        assert box.y1 <= ax.figure.bbox.y1, part
+
+
 def test_cells_show_marginals_and_outline_the_structure() -> None:
     chain = Sequence(4, 3)
     tags = chain.encode(torch.tensor([0, 2, 1, 1])).sum(1)

@@ -37,7 +37,7 @@ def axes(ax: Axes | None, size: tuple[float, float], solid: bool = False) -> Any
         pyplot = library("matplotlib.pyplot")
     except ImportError as error:
         raise ImportError("spigot.plot needs matplotlib: pip install spigot-layers[plot]") from error
-    figure = pyplot.figure(figsize=size, layout="constrained")
+    figure = pyplot.figure(figsize=size, layout="compressed")
     return figure.add_subplot(projection="3d" if solid else None)
 
 

@@ -166,7 +166,7 @@ def _size(shades: np.ndarray) -> tuple[float, float]:
     """Inches: cells are squares, and there is room for names."""
     height, width = shades.shape
     inch = min(0.45, 7.0 / max(height, width))
-    return max(2.5, 1.6 + inch * width), max(1.8, 1.0 + inch * height)
+    return max(2.5, 2.1 + inch * width), max(1.8, 1.0 + inch * height)
 
 
 def _outline(ax: Any, chosen: np.ndarray) -> None:
