@@ -19,6 +19,7 @@ from spigot.polytopes.kernels.mixtures.min_norm import (
     settle,
 )
 from spigot.polytopes.kernels.mixtures.mixtures import Mixtures
+from spigot.polytopes.kernels.mixtures.patience import Patience, full_patience
 from spigot.polytopes.kernels.pool import over_instances
 from spigot.polytopes.regularizers import Euclidean, EuclideanOf, Separable
 from spigot.polytopes.solvers.curve import curve_of
@@ -156,6 +157,7 @@ class QuadraticMixtures(Mixed):
         self.state: Mixtures = hold(vertices, images, weights, scores - self._gradient(heaviest))
         self.y: Array = np.empty((n, d))
         self.gaps: Array = np.zeros(n)
+        self.patience: Patience = full_patience(n)
         over_instances(settle, n, self.state, self.y)
 
     @property
@@ -184,7 +186,7 @@ class QuadraticMixtures(Mixed):
         return self.scores[rows] - self._gradient(self.y[rows])
 
     def _kernel(self, rows: Array, slopes: Array, best: Array) -> tuple[Any, ...]:
-        return advance, rows, self.scores, slopes, best, self._images(best)
+        return advance, rows, self.scores, slopes, best, self._images(best), self.patience
 
 
 class SeparableMixtures(Mixed):
@@ -211,8 +213,7 @@ class SeparableMixtures(Mixed):
             free,
             exact=np.zeros(n, dtype=bool),
             idle=np.zeros(n, dtype=np.int64),
-            least=np.full(n, np.inf),
-            still=np.zeros(n, dtype=np.int64),
+            patience=full_patience(n),
         )
         self.state: Mixtures = hold(vertices, vertices, weights, np.zeros((n, d)))
         self.y: Array = np.empty((n, d))

@@ -24,6 +24,7 @@ from spigot.polytopes.kernels.mixtures.min_norm import (
     trade,
 )
 from spigot.polytopes.kernels.mixtures.mixtures import Mixtures, drop, join, meet, mix
+from spigot.polytopes.kernels.mixtures.patience import Patience, waited
 
 __all__ = ["Goal", "advance", "gradients", "pull", "settle"]
 
@@ -53,8 +54,7 @@ class Goal(NamedTuple):
     free: np.ndarray  # (n, d), bool: the parts that are not the same in every structure
     exact: np.ndarray  # (n,), bool: whether the weights are the best ones but for rounding
     idle: np.ndarray  # (n,), the latest steps that could not do anything
-    least: np.ndarray  # (n,), a gap, and
-    still: np.ndarray  # (n,), the steps since when it has not been halved
+    patience: Patience
 
 
 class Columns(NamedTuple):
@@ -137,11 +137,9 @@ def advance(
         if state.held[i] == room:
             verdicts[i] = CROWDED
             continue
-        goal.still[i] += 1
-        if gap <= 0.5 * goal.least[i]:
-            goal.least[i], goal.still[i] = gap, 0
-        patience = STILL if gap <= RESTING * scale else LONG
-        rests = gap <= max(RESTING, plausible) * scale and goal.still[i] >= patience
+        still = waited(i, gap, goal.patience)
+        rests = gap <= max(RESTING, plausible) * scale
+        rests = rests and still >= (STILL if gap <= RESTING * scale else LONG)
         done = rests or gap <= tolerance * scale
         fresh = not done and meet(i, best[r], best[r], state)
         if goal.idle[i] >= IDLE or (goal.exact[i] and not fresh):

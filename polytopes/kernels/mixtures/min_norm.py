@@ -12,6 +12,7 @@ from spigot.polytopes.kernels.cholesky import ascend
 from spigot.polytopes.kernels.compiled import kernel
 from spigot.polytopes.kernels.mixtures.gram_factor import balanced
 from spigot.polytopes.kernels.mixtures.mixtures import Mixtures, clear, drop, join, meet, mix, refactor
+from spigot.polytopes.kernels.mixtures.patience import Patience, waited
 
 __all__ = [
     "CONVERGED",
@@ -27,14 +28,13 @@ __all__ = [
 
 # what `advance` says of an instance: a `Status`, or
 CONVERGED, STOPPED, INACCURATE = 0, 1, 2
-GOING, WORN, CROWDED, ENDING = 3, 4, 5, 6
-"""It goes on; it goes on with a fresh factor; it needs more room and is as it was; and from `ENDING` on,
-it goes on though the gap is of rounding's size, one more each time."""
+GOING, WORN, CROWDED = 3, 4, 5
+"""It goes on; it goes on with a fresh factor; it needs more room and is as it was."""
 
 NOTHING = 1e-14  # a weight this small is none
 ROUNDING = 1e-15  # a few units of float64's last place
 ROUNDED = 3e-14  # a gap of rounding's size, relative to the sums that it is computed from
-PATIENCE = 10  # steps that such a gap may take: vertices of one face may go on changing places
+STILL, LONG = 10, 100  # steps that such a gap, and a plausible one, may go on without being halved
 
 
 @kernel
@@ -74,6 +74,7 @@ def advance(
     slopes: np.ndarray,  # (r, d)
     best: np.ndarray,  # (r, d), the best vertices at these slopes
     images: np.ndarray,  # (r, p)
+    patience: Patience,
     tolerance: float,
     plausible: float,
     more: bool,
@@ -86,7 +87,7 @@ def advance(
 
     Where v is in the mixture already, or leaves it at once, rounding has the last word: that is
     convergence if the gap is `plausible`, relative to 1 + |<s, y>| as `tolerance` is, or no more than
-    rounding makes of the sums that it is computed from. So it is where such a gap goes on and on.
+    rounding makes of the sums that it is computed from. So it is where such a gap falls no more.
     """
     room = state.slots.shape[1]
     row, workspace = np.empty(room), np.empty((2, room))
@@ -106,17 +107,17 @@ def advance(
         if state.held[i] == room:
             verdicts[i] = CROWDED
             continue
-        fresh = meet(i, best[r], images[r], state)
-        if not more and fresh:
+        still = waited(i, gap, patience)
+        rests = still >= STILL and gap <= ROUNDED * (scale + size)
+        rests = rests or (still >= LONG and gap <= plausible * scale)
+        fresh = not rests and meet(i, best[r], images[r], state)
+        if rests:
+            verdicts[i] = CONVERGED
+        elif not more and fresh:
             verdicts[i] = STOPPED
         elif fresh and _gain(i, state, row, workspace):
             mix(i, state, y[i])
-            if gap > ROUNDED * (scale + size):
-                verdicts[i] = GOING
-            elif verdicts[i] < ENDING:
-                verdicts[i] = ENDING
-            else:
-                verdicts[i] = verdicts[i] + 1 if verdicts[i] < ENDING + PATIENCE else CONVERGED
+            verdicts[i] = GOING
         elif gap <= max(tolerance, plausible) * scale + ROUNDING * size:
             verdicts[i] = CONVERGED
         elif verdicts[i] == WORN or not more:
