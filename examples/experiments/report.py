@@ -241,14 +241,13 @@ def report(
     folder = store.path.parent / "report" if docs is None else docs.parent / "images"
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    text: list[str] = []
     for section in found:
         console.print(shown(section))
         for note in notes(section):
             console.print(f"  {note}", highlight=False, markup=False)
         console.print()
     kept = [section for section in found if docs is None or not section.lacking]
-    text += map(markdown, kept)
+    text = [markdown(section) for section in kept]
     for study in task.studies:
         those = [section for section in kept if section.study.name == study.name]
         if not those:
