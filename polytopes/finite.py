@@ -19,8 +19,8 @@ FEW = 1 << 15  # torch adds up more in threads of its own, which then keep the c
 
 def all_finite(values: Tensor) -> bool:
     """Whether a sum of them is: false also where they are so large that it overflows."""
-    few = values.numel() <= FEW
-    if few or values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+    simple = values.numel() <= FEW or not values.is_contiguous()  # copies are worse than its threads
+    if simple or values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
         return math.isfinite(values.sum().item())
     flat = contiguous(values).ravel()
     sums = np.zeros(-(-flat.size // BLOCK), flat.dtype)

@@ -54,7 +54,7 @@ def refuse_labels(
         wrong: whole instances, `(*batch,)`, or entries of theirs, `(*batch, ...)`; or from `(n, ...)`.
         labels: of the shape of `wrong`, and then that of a label or entry.
         batch_shape: the user's own.
-        lengths: each instance's, where the user gave them.
+        lengths: the user's own, which `label_sizes` has let pass.
         entry: what an entry is, such as "step".
 
     Raises:

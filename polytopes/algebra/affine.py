@@ -68,8 +68,9 @@ class Affine(Polytope):
         if offset.shape != matrix.shape[:1]:
             raise ValueError(f"Affine: the offset must be ({len(matrix)},), got {tuple(offset.shape)}.")
         for name, values in (("matrix", matrix), ("offset", offset)):
-            if not bool(values.isfinite().all()):
-                at = first_part(~values.isfinite())
+            bad = ~values.isfinite()
+            if bool(bad.any()):
+                at = first_part(bad)
                 raise ValueError(
                     f"Affine: the {name} must be finite, got {values[at].item():g} at {at}."
                 )

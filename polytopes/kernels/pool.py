@@ -51,7 +51,8 @@ class _Pool:
 
 
 _pool = _Pool()
-_habits: WeakKeyDictionary[Kernel, dict[tuple[int, int, int], _Habit]] = WeakKeyDictionary()
+Kind = tuple[int, int, int]
+_habits: WeakKeyDictionary[Kernel, dict[Kind, _Habit]] = WeakKeyDictionary()
 """Of each kernel, by the number of threads and by an instance's and the batch's sizes in bits."""
 
 
@@ -81,7 +82,7 @@ def over_instances(kernel: Kernel, count: int, *arrays: Any) -> None:
         kernel(0, count, *arrays)
         return
     kind = threads, _bytes(count, arrays).bit_length(), count.bit_length()
-    habit = _habits.setdefault(kernel, {}).setdefault(kind, _Habit())
+    habit = _habit(kernel, kind)
     begun = perf_counter()
     if habit.shares():
         slices = max(threads, int(min(SLICES * threads, count, habit.work / SLICE)))
@@ -92,6 +93,13 @@ def over_instances(kernel: Kernel, count: int, *arrays: Any) -> None:
         kernel(0, count, *arrays)
         seconds = perf_counter() - begun
         habit.learn(False, seconds, seconds)
+
+
+def _habit(kernel: Kernel, kind: Kind) -> _Habit:
+    known = _habits.get(kernel)
+    if known is None:
+        known = _habits.setdefault(kernel, {})
+    return known.get(kind) or known.setdefault(kind, _Habit())
 
 
 def _bytes(count: int, arrays: tuple[Any, ...]) -> int:

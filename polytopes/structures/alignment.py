@@ -130,7 +130,7 @@ class Alignment(DynamicProgram):
         sizes = 1 + flat.amax(1) if lengths is None else given
         steps = flat[:, 1:] - flat[:, :-1]
         for must, wrong in _faults(flat, named, steps, sizes, self):
-            refuse_labels(must, wrong, flat, batch, None if lengths is None else sizes)
+            refuse_labels(must, wrong, flat, batch, lengths)
         vertices = torch.zeros(len(flat), *self.event_shape)
         instance, row = named.nonzero(as_tuple=True)
         index = [instance, *flat[instance, row].t()]

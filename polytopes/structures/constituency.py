@@ -121,7 +121,7 @@ class ConstituencyTree(DynamicProgram):
         given = label_sizes(self, batch, lengths, flat.device).reshape(-1)
         sizes = 1 + last if lengths is None else given
         for must, wrong in _faults(flat, named, sizes, self):
-            refuse_labels(must, wrong, flat, batch, None if lengths is None else sizes)
+            refuse_labels(must, wrong, flat, batch, lengths)
         vertices = torch.zeros(len(flat), *self.event_shape)
         instance, row = named.nonzero(as_tuple=True)
         vertices[(instance, *flat[instance, row].t())] = 1.0

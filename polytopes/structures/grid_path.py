@@ -235,9 +235,8 @@ class GridPath(FlowPolytope):
         batch = walks.shape[:-2]
         size = label_sizes(self, batch, lengths, walks.device)
         outside = ((walks < -1) | (walks >= size[..., None, :])).any(-1)
-        given = None if lengths is None else size
         must = f"must be cells of {self} (and within their lengths), or -1"
-        refuse_labels(must, outside, walks, batch, given)
+        refuse_labels(must, outside, walks, batch, lengths)
         used = walks[..., 0] >= 0
         step = (walks[..., 1:, :] - walks[..., :-1, :]).abs()
         near = step.amax(-1) == 1 if self.neighbours == 8 else step.sum(-1) == 1

@@ -29,9 +29,8 @@ def encode_sets(labels: Any, d: int, lengths: Tensor | None) -> Tensor:  # (*bat
     limit = torch.full(index.shape[:-1], d) if lengths is None else lengths
     batch, limit = index.shape[:-1], limit.to(index.device)
     wrong = (index < -1) | (index >= limit[..., None])
-    given = None if lengths is None else limit.expand(batch)
     must = f"must be part indices below {d} (and their length), or -1 for padding"
-    refuse_labels(must, wrong, index, batch, given)
+    refuse_labels(must, wrong, index, batch, lengths)
     slots = torch.where(index < 0, d, index).long()  # padding goes to one slot too many
     padded = torch.zeros(*batch, d + 1, device=index.device)
     padded.scatter_add_(-1, slots, torch.ones(slots.shape, device=index.device))

@@ -172,11 +172,10 @@ class Logic(Polytope, abstract=True):
         index = whole_labels(labels, "part indices")
         batch = index.shape[:-1]
         sizes = label_sizes(self, batch, lengths, torch.device("cpu"))
-        given = None if lengths is None else sizes
-        vertices = encode_sets(index, self.d, given)
+        vertices = encode_sets(index, self.d, lengths)
         wrong = ~self.fulfilled(vertices.reshape(-1, self.d).cpu(), sizes.reshape(-1)).reshape(batch)
         must = f"must be the parts that are 1 in a structure of {self}"
-        refuse_labels(must, wrong, index, batch, given)
+        refuse_labels(must, wrong, index, batch, lengths)
         return vertices
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -147,16 +147,17 @@ class Matching(Bipartite):
         size = label_sizes(self, batch, lengths, index.device)
         row = torch.arange(self.n, device=index.device)
         wrong = (index < -1) | (index >= size[..., 1:]) | ((index >= 0) & (row >= size[..., :1]))
-        given = None if lengths is None else size
         must = f"must lie in 0..{self.columns - 1} (and in their lengths), or be -1"
-        refuse_labels(must, wrong, index, batch, given)
+        refuse_labels(must, wrong, index, batch, lengths)
         columns = torch.arange(self.columns, device=index.device)
         vertices = (index[..., None] == columns).to(torch.get_default_dtype())
         least = size.amin(-1) if self.perfect else torch.zeros_like(size[..., 0])
         again = (vertices.sum(-2) > 1).gather(-1, index.long().clamp_min(0)) & (index >= 0)
-        refuse_labels("must match no column twice", again, index, batch, given)
+        refuse_labels("must match no column twice", again, index, batch, lengths)
         few = vertices.sum((-1, -2)) < least
-        refuse_labels("must match the smaller side wholly, as `perfect` asks", few, index, batch, given)
+        refuse_labels(
+            "must match the smaller side wholly, as `perfect` asks", few, index, batch, lengths
+        )
         return vertices
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:

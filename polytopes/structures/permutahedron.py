@@ -165,13 +165,13 @@ class Permutahedron(Polytope):
         batch = ranks.shape[:-1]
         sizes = label_sizes(self, batch, lengths, torch.device("cpu"))
         inside = torch.arange(len(self.weights)) < sizes[..., None]
-        found, given = ranks.cpu().long(), None if lengths is None else sizes
+        found = ranks.cpu().long()
         outside = inside & ((found < 0) | (found >= sizes[..., None]))
         must = f"must hold each rank 0, 1, ... of {self} (up to its length) once"
-        refuse_labels(must, outside, found, batch, given)
+        refuse_labels(must, outside, found, batch, lengths)
         slots = torch.where(inside, found, len(self.weights))
         counts = torch.zeros(*batch, len(self.weights) + 1).scatter_add(-1, slots, inside.float())
-        refuse_labels(must, inside & (counts.gather(-1, slots) > 1), found, batch, given)
+        refuse_labels(must, inside & (counts.gather(-1, slots) > 1), found, batch, lengths)
         rows = self.weights.expand(inside.shape).masked_fill(~inside, -torch.inf)
         ordered = rows.sort(dim=-1, descending=True).values
         chosen = ordered.gather(-1, torch.where(inside, found, 0))

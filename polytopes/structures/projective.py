@@ -139,7 +139,7 @@ class ProjectiveTree(DynamicProgram):
         given = label_sizes(self, batch, lengths, flat.device).reshape(-1)
         sizes = self.n - padded if lengths is None else given
         for must, wrong in _faults(flat, sizes, self.single_root):
-            refuse_labels(must, wrong, flat, batch, None if lengths is None else sizes)
+            refuse_labels(must, wrong, flat, batch, lengths)
         word = torch.arange(self.n)
         above = torch.where(flat == ROOT, word, flat)
         inside = word < sizes[:, None]

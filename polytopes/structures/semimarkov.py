@@ -204,7 +204,7 @@ class SemiMarkov(DynamicProgram):
         starts = inside & (flat != INSIDE)
         following = _next_start(starts, sizes)
         for must, wrong in _faults(flat, starts, following, sizes, self):
-            refuse_labels(must, wrong, flat, batch, None if lengths is None else sizes)
+            refuse_labels(must, wrong, flat, batch, lengths)
         vertices = torch.zeros(len(flat), *self.event_shape)
         instance, t = starts.nonzero(as_tuple=True)
         earlier = torch.where(starts, position, 0).cummax(1).values  # the start at or before each

@@ -212,9 +212,8 @@ def tag_ids(
     sizes = label_sizes(chain, batch, lengths, ids.device)
     inside = torch.arange(length, device=ids.device) < sizes[..., None]
     wrong = inside & ((ids < 0) | (ids >= tags))
-    given = None if lengths is None else sizes
     must = f"must be tag ids in 0..{tags - 1} up to each instance's length"
-    refuse_labels(must, wrong, ids, batch, given)
+    refuse_labels(must, wrong, ids, batch, lengths)
     return torch.where(inside, ids, 0).long(), inside
 
 

@@ -103,9 +103,9 @@ class Simplex(Polytope):
         """
         index = whole_labels(labels, "class indices")
         sizes = label_sizes(self, index.shape, lengths, index.device)
-        wrong, given = (index < 0) | (index >= sizes), None if lengths is None else sizes
+        wrong = (index < 0) | (index >= sizes)
         must = f"must lie in 0..{self.d - 1} (and below their length)"
-        refuse_labels(must, wrong, index, index.shape, given)
+        refuse_labels(must, wrong, index, index.shape, lengths)
         return torch.nn.functional.one_hot(index.long(), self.d).to(torch.get_default_dtype())
 
     def decode(self, vertices: Tensor, lengths: Tensor | None = None) -> Tensor:

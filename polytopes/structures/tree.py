@@ -176,7 +176,7 @@ class Arborescence(Polytope):
         heads = heads.long()
         sizes = label_sizes(self, heads.shape[:-1], lengths, heads.device)
         inside = _inside(heads, sizes)
-        self._check_heads(heads, inside, None if lengths is None else sizes)
+        self._check_heads(heads, inside, lengths)
         word = torch.arange(self.n, device=heads.device)
         row = torch.where(heads == ROOT, word, heads)
         row = torch.where(inside, row, 0)
@@ -184,9 +184,9 @@ class Arborescence(Polytope):
         arcs.scatter_(-1, row[..., None], inside.to(arcs)[..., None])
         return arcs.mT.contiguous().to(torch.get_default_dtype())
 
-    def _check_heads(self, heads: Tensor, inside: Tensor, given: Tensor | None) -> None:
+    def _check_heads(self, heads: Tensor, inside: Tensor, lengths: Tensor | None) -> None:
         def trees(must: str, wrong: Tensor) -> None:
-            refuse_labels(f"must be dependency trees, {must}", wrong, heads, heads.shape[:-1], given)
+            refuse_labels(f"must be dependency trees, {must}", wrong, heads, heads.shape[:-1], lengths)
 
         word = torch.arange(self.n, device=heads.device)
         size = inside.sum(-1, keepdim=True)
@@ -220,9 +220,7 @@ class Arborescence(Polytope):
         return torch.where(used, heads, PADDING)
 
 
-def _inside(heads: Tensor, lengths: Tensor | None) -> Tensor:  # (*batch, n), bool
-    if lengths is None:
-        return torch.ones_like(heads, dtype=torch.bool)
+def _inside(heads: Tensor, lengths: Tensor) -> Tensor:  # (*batch, n), bool
     return torch.arange(heads.shape[-1], device=heads.device) < lengths.to(heads.device)[..., None]
 
 
