@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -36,6 +37,7 @@ from examples.experiments import sweep as sweeps  # noqa: E402
 from examples.experiments.__main__ import main  # noqa: E402
 from examples.experiments.estimators import ESTIMATORS, choice, layer  # noqa: E402
 from examples.experiments.experiment import Cell, Experiment, Metric, Study, Task, cells, minibatch  # noqa: E402
+from examples.experiments.rewards import Push, pushes  # noqa: E402
 from examples.experiments.run import Run, Settings, parsed, spelled  # noqa: E402
 from examples.experiments.store import FINISHED, Result, Store  # noqa: E402
 from examples.experiments.tasks import TASKS, task  # noqa: E402
@@ -449,6 +451,28 @@ def sparsemax(scores: Tensor) -> Tensor:
 
 
 WRITTEN = ["ste-identity", "ste-softmax-diagonal", "spigot", "spigot-ce", "spigot-eg"]
+
+
+def test_a_run_from_the_gold_clusters_begins_nearer_to_them() -> None:
+    run = TASKS["categorical"].run(Cell("spigot", (("from_gold", True),)), "3-clusters", 0, "smoke")
+    losses: list[float] = []
+    for each in (run, replace(run, options=())):
+        begun: Any = TASKS["categorical"].experiment(each)
+        points = begun.points["train"]
+        losses.append(cross_entropy(begun.network(points.inputs)[0], points.clusters).item())
+    assert losses[0] < 0.9 * losses[1]
+
+
+def test_who_rewards_a_choice() -> None:
+    """A vertex less a point of the simplex is not negative at the vertex, nor positive elsewhere."""
+    surrogate = torch.tensor([[-1.0, 0.5, 0.5], [0.5, -0.25, -0.25], [0.0, 0.0, 0.0], [2.0, 1.0, 1.0]])
+    push = Push.of(surrogate, torch.tensor([0, 0, 1, 0]))
+    assert (push.rewarded, push.punished, push.silent) == (0.25, 0.5, 0.25)
+    assert push.net == pytest.approx((1.5 - 0.75 - 1.0) / (1.5 + 0.75 + 1.0))
+    for name, both in pushes(0, "smoke").items():
+        for found in both:
+            assert found.rewarded + found.punished + found.silent <= 1 + 1e-9
+            assert (found.rewarded == 0) == (name in ("spigot", "frank-wolfe", "blackbox"))
 
 
 @pytest.mark.parametrize("name", WRITTEN)

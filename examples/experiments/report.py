@@ -19,7 +19,7 @@ from examples.experiments.experiment import Metric, Study, Task
 from examples.experiments.over_seeds import centre, error
 from examples.experiments.store import FINISHED, Result, Store
 
-__all__ = ["Line", "Section", "replaced", "report", "sections"]
+__all__ = ["Line", "Section", "markdown_table", "replaced", "report", "sections"]
 
 BEGIN, END = "<!-- results: {name} -->", "<!-- end of results: {name} -->"
 
@@ -214,10 +214,14 @@ def shown(section: Section) -> Table:
 
 def markdown(section: Section) -> str:
     """For a page."""
-    head, cells = rows(section)
+    table = markdown_table(*rows(section))
+    return "\n".join([f"**{title(section)}**", "", table, "", " ".join(notes(section)), ""])
+
+
+def markdown_table(head: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
+    """The first column to the left, the others to the right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
-    table = [f"| {' | '.join(row)} |" for row in (head, rule, *cells)]
-    return "\n".join([f"**{title(section)}**", "", *table, "", " ".join(notes(section)), ""])
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *cells))
 
 
 def report(
