@@ -184,6 +184,24 @@ def test_projections_are_certified_at_every_scale(n: int, m: int, perfect: bool,
                 assert float(total.min()) > 1 - 1e-9
 
 
+@pytest.mark.parametrize("away", [1e-12, 1e-11, 1e-10])
+@pytest.mark.parametrize("share", [0.02, 0.1])
+def test_entries_that_are_nearly_in_the_support_do_not_stop_a_projection(
+    away: float, share: float
+) -> None:
+    """A matching learned from real frames was given up at sums 1.4e-10 away from 1."""
+    polytope, generator = Matching(30), torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(300, 30, 30, generator=generator, dtype=torch.float64)
+    found = polytope.solve(scores, Euclidean())
+    assert found.duals is not None
+    edge = found.duals[:, :30, None] + found.duals[:, None, 30:]
+    some = (found.value == 0) & (torch.rand(scores.shape, generator=generator) < share)
+    near = edge + away * torch.randn(scores.shape, generator=generator, dtype=torch.float64)
+    value = polytope.project(torch.where(some, near, scores))
+    for sums in (value.sum(-1), value.sum(-2)):
+        torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=2e-12)
+
+
 def test_the_projection_of_500() -> None:
     scores = normal(500, 500).requires_grad_()
     value = Matching(500).project(scores)

@@ -7,6 +7,10 @@ Hessian [[D_r, W], [W', D_c]] has the support's indicator W, and the row and col
 columns are eliminated (they are the larger side), which leaves one Cholesky factor of the smaller
 side's size a step.
 
+Where entries of y end within rounding of 0, a step for the support alone may part it into blocks whose
+prices then run away from each other, and is cut short. Every other such step counts the entries within
+the error of 0 as support too.
+
 All is done on s_ij - u0_i - v0_j, the prices u0, v0 of the best vertex: what matters is then of the
 size of the masses, whatever the scores' scale, and peaked scores start next to their answer.
 
@@ -28,6 +32,10 @@ __all__ = ["eliminate", "project"]
 MAX_STEPS = 300
 TRIALS = 40
 BOUND_ROUNDS = 20
+SMALL = 1e-10  # an error, relative to the largest mass, that may cease to be halved by a step:
+ROUNDED = 1e-12  # below this by rounding,
+STALLS = 3  # and so many such steps are enough;
+TIED_STALLS = 30  # above by entries that are nearly 0 and come and go
 
 
 @kernel
@@ -190,7 +198,7 @@ def _minimise(
     error = max(largest_error(gu, u, low_u, k), largest_error(gv, v, low_v, m))
     stalls = 0
     for step in range(MAX_STEPS):
-        if error <= target or stalls > 3:
+        if error <= target or stalls > (STALLS if error <= ROUNDED * scale else TIED_STALLS):
             return step, error
         _direction(
             x,
@@ -203,6 +211,7 @@ def _minimise(
             gu,
             gv,
             error / scale,
+            error if stalls % 2 else 0.0,
             du,
             dv,
             pattern,
@@ -233,7 +242,7 @@ def _minimise(
             else:
                 high = alpha
             alpha = alpha * 4.0 if high == np.inf else within(low, high, slope_low, along)
-        stalls = stalls + 1 if error <= 1e-10 * scale and new_error >= 0.5 * error else 0
+        stalls = stalls + 1 if error <= SMALL * scale and new_error >= 0.5 * error else 0
         dual, error = new, new_error
         copy(tu, u, k)
         copy(tv, v, m)
@@ -288,6 +297,7 @@ def _direction(
     gu: np.ndarray,
     gv: np.ndarray,
     error: float,
+    nearly: float,
     du: np.ndarray,
     dv: np.ndarray,
     pattern: np.ndarray,
@@ -298,7 +308,10 @@ def _direction(
     held_u: np.ndarray,
     held_v: np.ndarray,
 ) -> None:
-    """(H + ridge)^-1 g over the multipliers that are not held at their bound, nor sent beyond it."""
+    """(H + ridge)^-1 g over the multipliers that are not held at their bound, nor sent beyond it.
+
+    The support is where x - u - v is above -`nearly`.
+    """
     ridge = min(1e-3, 0.1 * error) + 1e-12
     for q in range(m):
         spare[q] = 0.0
@@ -306,7 +319,7 @@ def _direction(
     for p in range(k):
         held_u[p] = u[p] <= low_u[p] and gu[p] <= 0.0
         for q in range(m):
-            if x[p, q] - u[p] - v[q] > 0.0:
+            if x[p, q] - u[p] - v[q] > -nearly:
                 pattern[q, int(spare[q])] = p
                 spare[q] += 1.0
     for _ in range(BOUND_ROUNDS):
