@@ -33,6 +33,7 @@ from rich.console import Console  # noqa: E402
 
 from examples import distributed  # noqa: E402
 from examples.experiments import report as reports  # noqa: E402
+from examples.experiments import summary as summaries  # noqa: E402
 from examples.experiments import sweep as sweeps  # noqa: E402
 from examples.experiments.__main__ import main  # noqa: E402
 from examples.experiments.estimators import ESTIMATORS, choice, layer  # noqa: E402
@@ -375,6 +376,26 @@ def test_a_study_that_lacks_rows_is_told_and_left_out_of_a_page(tmp_path: Path) 
     assert not main_study.lacking
     assert len(rates.lacking) == 4
     assert any(note.startswith("No results yet: linear, rate 0.01; ") for note in reports.notes(rates))
+
+
+def test_the_summary_has_the_estimators_that_several_tasks_have(tmp_path: Path) -> None:
+    store, page = Store(tmp_path / "out"), tmp_path / "page.md"
+    page.write_text("<!-- results: summary -->\n<!-- end of results: summary -->\n")
+    tasks: list[Task] = []
+    for name in ("one", "two", "three"):
+        study = Study("main", "Main", cells("linear", "spigot", *(["imle"] if name == "one" else [])))
+        tasks.append(replace(small(), name=name, studies=(study,)))
+        for cell in study.cells:
+            for seed, value in enumerate((0.25, 0.5)):
+                run = Run(name, cell.estimator, "none", seed)
+                store.add(replace(some("linear", seed, value), run=run))
+    summaries.summary([*tasks, replace(small(), name="four")], store, quiet(), page)
+    told = page.read_text()
+    assert "| baseline | 0.375 (linear) | 0.375 (linear) | 0.375 (linear) |" in told
+    assert "| spigot | 0.375 | 0.375 | 0.375 |" in told
+    assert "imle" not in told
+    assert "four" not in told
+    assert "less is better" in told
 
 
 def test_a_report_of_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

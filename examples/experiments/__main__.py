@@ -19,6 +19,7 @@ from examples.experiments.experiment import Cell, Task, cells
 from examples.experiments.report import report
 from examples.experiments.run import SIZES, Run, Value, parsed
 from examples.experiments.store import Result
+from examples.experiments.summary import summary
 from examples.experiments.sweep import BACKENDS, described, sweep
 from examples.experiments.tasks import TASKS, task
 from examples.experiments.training import CHECKPOINT_SECONDS, Place, train
@@ -30,10 +31,12 @@ EPILOG = """\
   python -m examples.experiments sweep categorical --seeds 5
   python -m examples.experiments sweep categorical --study steps --backend ray
   python -m examples.experiments report categorical --docs docs/experiments.md
+  python -m examples.experiments report
 
 A run that is recorded in the output folder is not repeated, and one that was killed goes on.
 """
 FOLDER = Path("out/experiments")
+WIDE = 160  # columns, where the output is no terminal
 Grid = dict[str, tuple[Value, ...]]
 
 
@@ -115,6 +118,8 @@ def do_report(options: argparse.Namespace, console: Console) -> int:
     chosen = [task(options.task)] if options.task else list(TASKS.values())
     for each in chosen:
         report(each, place(options).store, console, size=options.size, docs=options.docs)
+    if not options.task:
+        summary(chosen, place(options).store, console, options.docs)
     return 0
 
 
@@ -183,7 +188,7 @@ def parser() -> argparse.ArgumentParser:
     many.add_argument("--backend", choices=sorted(BACKENDS), default="processes", help="%(default)s")
     many.set_defaults(do=do_sweep)
     told = commands.add_parser("report", parents=[common], help="tables and figures from the results")
-    told.add_argument("task", nargs="?", help="one of them; all unless told")
+    told.add_argument("task", nargs="?", help="one of them; all, and a table over them, unless told")
     told.add_argument("--docs", type=Path, help="a page whose marked parts are written anew")
     told.set_defaults(do=do_report)
     listed = commands.add_parser("list", parents=[common], help="tasks, studies, estimators")
@@ -196,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     if options.data is not None:
         os.environ["SPIGOT_DATA"] = str(options.data)
-    return options.do(options, Console(width=None if sys.stdout.isatty() else 100))
+    return options.do(options, Console(width=None if sys.stdout.isatty() else WIDE))
 
 
 if __name__ == "__main__":

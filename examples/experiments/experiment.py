@@ -60,12 +60,23 @@ def minibatch(seed: int, step: int, size: int, batch: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that a task is judged by."""
+    """A number that a task is judged by.
+
+    Args:
+        name: of the value that an experiment returns.
+        title: over a column, and under an axis.
+        higher: whether more is better.
+        percent: whether it is a share, shown as percent.
+        log: whether its axis is logarithmic.
+        drawn: whether the figure of a study has a panel of it.
+    """
 
     name: str
     title: str
     higher: bool = True
     percent: bool = False
+    log: bool = False
+    drawn: bool = True
 
 
 @dataclass(frozen=True)

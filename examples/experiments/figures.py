@@ -75,7 +75,8 @@ def _grid(rows: int, columns: int, width: float, height: float, **more: Any) -> 
 def _dots(task: Task, sections: Sequence[Section]) -> Figure:
     """Every seed a mark, the centre a bar; a panel a structure and metric."""
     labels = list(dict.fromkeys(line.label for section in sections for line in section.lines))
-    panels = [(section, metric) for section in sections for metric in task.metrics]
+    drawn = [metric for metric in task.metrics if metric.drawn]
+    panels = [(section, metric) for section in sections for metric in drawn]
     figure, grid = _grid(1, len(panels), 2.2 + 2.5 * len(panels), 0.9 + 0.24 * len(labels), sharey=True)
     for axes, (section, metric) in zip(grid[0], panels, strict=True):
         for line in section.lines:
@@ -94,6 +95,7 @@ def _dots(task: Task, sections: Sequence[Section]) -> Figure:
             axes.axvline(centre(task, known), color="0.5", linestyle="--", linewidth=1, zorder=0)
         axes.set_title(section.structure, fontsize="medium")
         axes.set_xlabel(metric.title)
+        axes.set_xscale("log" if metric.log else "linear")
         axes.grid(axis="y", color="0.92")
         axes.set_axisbelow(True)
     grid[0, 0].set_yticks(range(len(labels)), labels)

@@ -202,7 +202,7 @@ def shown(section: Section) -> Table:
     head, cells = rows(section, brief=True)
     table = Table(title=title(section), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(head):
-        table.add_column(name, justify="right" if place else "left", no_wrap=place == 0)
+        table.add_column(name, justify="right" if place else "left", no_wrap=place == 0, overflow="fold")
     family = ""
     for line, row in zip(section.lines, cells, strict=True):
         if family and figures.family(line.estimator) != family:

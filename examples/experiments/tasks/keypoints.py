@@ -248,6 +248,11 @@ TASK = Task(
             "The same loss of every matching, another one between them",
             cells(*THROUGH, loss=tuple(LOSSES)),
         ),
+        Study(
+            "samples",
+            "More samples, and less noise",
+            cells("perturbed", samples=(8, 64), scale=(0.3, 1.0)),
+        ),
     ),
     metrics=(
         Metric("matched", "points matched rightly, %", percent=True),

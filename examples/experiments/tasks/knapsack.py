@@ -218,7 +218,7 @@ TASK = Task(
     ),
     metrics=(
         Metric("regret", "regret, % of the best", higher=False, percent=True),
-        Metric("error", "squared error of values", higher=False),
+        Metric("error", "squared error of values", higher=False, log=True),
     ),
     baseline="two-stage",
     make=Knapsack,

@@ -326,21 +326,24 @@ class ListOps(Experiment):
         return Answers(batch.lengths, batch.depths, hits, best, (tree * batch.gold).sum((1, 2)))
 
 
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
+
+
 TASK = Task(
     name="listops",
     title="ListOps with latent trees",
     structures=tuple(TREES),
     studies=studies("Answers and trees of expressions", "gold", *ROWS),
     metrics=(
-        Metric("accuracy", "accuracy", percent=True),
-        Metric("best_tree", "best tree", percent=True),
-        Metric("attachment", "attachment", percent=True),
-        *(Metric(f"depth_{low}_{high}", f"depth {low} to {high}", percent=True) for low, high in DEPTHS),
+        Metric("accuracy", "accuracy, %", percent=True),
+        Metric("best_tree", "best tree, %", percent=True),
+        Metric("attachment", "attachment, %", percent=True),
         *(
-            Metric(f"tokens_{low}_{high}", f"{low} to {high} tokens", percent=True)
-            for low, high in TOKENS
+            Metric(f"depth_{low}_{high}", f"depth {_span(low, high)}, %", percent=True, drawn=False)
+            for low, high in DEPTHS
         ),
-        Metric("longer", "31 to 50 tokens", percent=True),
+        Metric("longer", "31 to 50 tokens, %", percent=True, drawn=False),
     ),
     baseline="no-tree",
     make=ListOps,

@@ -259,7 +259,7 @@ TASK = Task(
     studies=(Study("main", "Every estimator", cells(*BASELINES, *FITTED, *THROUGH), curves=True),),
     metrics=(
         Metric("ndcg_5", "NDCG@5, %", percent=True),
-        *(Metric(f"ndcg_{k}", f"NDCG@{k}, %", percent=True) for k in (1, 3, 10)),
+        *(Metric(f"ndcg_{k}", f"NDCG@{k}, %", percent=True, drawn=False) for k in (1, 3, 10)),
     ),
     baseline="pointwise",
     make=Ranking,

@@ -223,8 +223,8 @@ TASK = Task(
     structures=tuple(TREES),
     studies=studies("Test accuracy with a tree between the words and the judgement", *ROWS),
     metrics=(
-        Metric("accuracy", "accuracy", percent=True),
-        Metric("best_tree", "best tree", percent=True),
+        Metric("accuracy", "accuracy, %", percent=True),
+        Metric("best_tree", "best tree, %", percent=True),
     ),
     baseline="no-tree",
     make=Sentiment,
