@@ -199,5 +199,7 @@ def _curve(
             if metric.name in point:
                 by_step.setdefault(point["step"], []).append(_scale(metric) * point[metric.name])
     full = {step: values for step, values in by_step.items() if len(values) == len(line.finished)}
+    if not full:  # nothing was trained
+        return
     heights = [centre(task, values) for values in full.values()]
     axes.plot(list(full), heights, color=colour, linestyle=stroke, linewidth=width, label=line.label)

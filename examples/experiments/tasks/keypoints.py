@@ -27,8 +27,8 @@ and STE-softmax take Shannon's entropy over the parts instead, whose maximiser i
 Chosen on the validation part of seed 0, one value of 0.1, 1, 10 at a time: step sizes of 1 (SPIGOT
 67.9 against 66.6 and 64.9, SPIGOT-CE 83.6 against 77.8 and 82.4; EG and black-box differ by less than
 2.5), noise of scale 1 (of 0.1, 0.3, 1, 3), temperatures of 0.3 for the two relaxed rows (of 0.3, 1,
-3). Size "full" is 400 steps on all twelve pairs: the 18 rows of the main study took 4 to 27 seconds
-each on a core shared with several others, so three seeds of it are a quarter of an hour on two cores.
+3). Size "full" is 400 steps on all twelve pairs: three seeds of the main study took a minute on two
+cores.
 """
 
 from __future__ import annotations

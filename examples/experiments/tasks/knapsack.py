@@ -24,8 +24,7 @@ Structures, the same polytope twice:
   programme takes 20 microseconds: for rows that need few choices and no projection. Both are
   evaluated by the programme.
 
-Size "full": 400 steps of 32 days, of 5 to 200 ms; all studies at three seeds take less than an hour on
-two cores.
+Size "full": 400 steps of 32 days; three seeds of the main study took three minutes on two cores.
 """
 
 from __future__ import annotations
