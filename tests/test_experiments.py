@@ -217,7 +217,7 @@ def test_a_killed_run_goes_on_and_ends_the_same_to_the_bit(tmp_path: Path) -> No
     place = Place(tmp_path / "killed", every=0.0)
     with pytest.raises(Killed):
         train(run_of(), small(first, kill_at=8), place)
-    assert place.store.finished() == set()
+    assert not place.store.results()
     found = train(run_of(), small(second), place)
     assert first[0].seen == list(range(8))
     assert second[0].seen == list(range(6, STEPS))  # from the checkpoint at 6
@@ -241,6 +241,25 @@ def test_a_finished_run_is_read_and_not_repeated(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("checkpoints/*.pt"))
 
 
+def test_a_usual_value_that_has_changed_makes_another_run(tmp_path: Path) -> None:
+    """Its key is the same, for it names what is unusual: all options of the record are looked at."""
+    made, slower = list[Noisy](), {"usual": {"linear": {"rate": 0.01}}}
+    place = Place(tmp_path, every=0.0)
+    first = train(run_of(), small(made), place)
+    assert not [
+        s for s in reports.sections(small(**slower), place.store.results()) if s.study.name == "main"
+    ]
+    with pytest.raises(Killed):
+        train(run_of(seed=1), small(kill_at=8), place)
+    second = [train(run_of(seed=seed), small(made, **slower), place) for seed in (0, 1)]
+    assert second[0].test != first.test
+    assert [experiment.seen for experiment in made] == 3 * [list(range(STEPS))]
+    assert [result.settings["rate"] for result in place.store.results()] == [0.01, 0.01]
+    younger = replace(small(made, **slower), options={"rate": 0.05, "more": 1})
+    assert train(run_of(), younger, place) == second[0]
+    assert len(made) == 3
+
+
 def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
     results = [
         train(run_of(seed=seed), small(), Place(tmp_path / name))
@@ -253,7 +272,7 @@ def test_a_loss_that_is_no_number_is_recorded_as_divergence(tmp_path: Path) -> N
     result = train(run_of(), small(poison_at=7), Place(tmp_path))
     assert (result.status, result.steps, result.test) == ("diverged", 7, {})
     assert "step 7" in result.message
-    assert Store(tmp_path).finished() == {run_of().key}
+    assert [result.run for result in Store(tmp_path).results()] == [run_of()]
 
 
 def test_the_best_model_by_validation_is_tested_also_after_a_kill(tmp_path: Path) -> None:

@@ -192,6 +192,14 @@ class Task:
         """All options of a run."""
         return Settings({**self.defaults(run.estimator), **dict(run.options)})
 
+    def stands(self, run: Run, settings: Mapping[str, Value]) -> bool:
+        """Whether a run recorded with these settings is the one that would be trained today.
+
+        A usual value may have changed since. An option that is younger than the record had no say in it.
+        """
+        today = self.settings(run)
+        return all(settings[name] == today[name] for name in settings.keys() & today.keys())
+
     def experiment(self, run: Run) -> Experiment:
         """The experiment, made under the run's seed."""
         torch.manual_seed(run.seed)

@@ -62,10 +62,11 @@ class Section:
 
 
 def sections(task: Task, results: Iterable[Result], size: str = "full") -> list[Section]:
-    """What there is of every study on every structure, in their order."""
+    """What there is of every study on every structure, in their order, with today's settings."""
     by_row: dict[str, list[Result]] = {}
     for result in results:
-        by_row.setdefault(result.run.row.key, []).append(result)
+        if task.stands(result.run, result.settings):
+            by_row.setdefault(result.run.row.key, []).append(result)
     found: list[Section] = []
     for study in task.studies:
         for structure in study.structures or task.structures:

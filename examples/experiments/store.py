@@ -84,8 +84,8 @@ class Store:
 
     Example:
         >>> import tempfile
-        >>> Store(Path(tempfile.mkdtemp())).finished()
-        set()
+        >>> Store(Path(tempfile.mkdtemp())).results()
+        []
     """
 
     def __init__(self, folder: Path) -> None:
@@ -115,10 +115,6 @@ class Store:
                 continue
             found[result.run.key] = result
         return list(found.values())
-
-    def finished(self) -> set[str]:
-        """The keys of the runs that need not be repeated."""
-        return {result.run.key for result in self.results()}
 
     def result(self, key: str) -> Result | None:
         return next((result for result in self.results() if result.run.key == key), None)

@@ -151,10 +151,12 @@ def sweep(
 ) -> list[Outcome]:
     """Trains what has not been trained yet; the outcomes of that, in the order in which they came."""
     wanted = list(dict.fromkeys(runs))
-    finished = place.store.finished()
-    left = [run for run in wanted if run.key not in finished]
-    known = f", {len(wanted) - len(left)} of them done already" if len(left) < len(wanted) else ""
-    console.print(f"{len(wanted)} runs{known}; {backend}, {workers} at a time", highlight=False)
+    known = {result.run.key: result.settings for result in place.store.results()}
+    left = [
+        run for run in wanted if run.key not in known or not task(run.task).stands(run, known[run.key])
+    ]
+    done = f", {len(wanted) - len(left)} of them done already" if len(left) < len(wanted) else ""
+    console.print(f"{len(wanted)} runs{done}; {backend}, {workers} at a time", highlight=False)
     outcomes: list[Outcome] = []
     columns = (
         TextColumn("{task.description}"),

@@ -72,13 +72,13 @@ class Progress:
 
 
 def train(run: Run, task: Task, place: Place, tick: Tick = lambda _, __: None) -> Result:
-    """Trains, tests and records; a run that is recorded already is only read.
+    """Trains, tests and records; a run that is recorded already, with today's settings, is only read.
 
     Two processes never train the same run: the second waits for the first, and then reads its result.
     """
     with place.lock(run):
         known = place.store.result(run.key)
-        if known is not None:
+        if known is not None and task.stands(run, known.settings):
             return known
         result = _Training(run, task, place).result(tick)
         place.store.add(result)
@@ -186,6 +186,7 @@ class _Training:
         experiment = self.experiment
         held = {
             "run": str(self.run),
+            "settings": dict(self.task.settings(self.run)),
             "model": experiment.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in experiment.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in experiment.schedulers],
@@ -196,6 +197,8 @@ class _Training:
 
     def _resume(self) -> None:
         held: dict[str, Any] = torch.load(self.place.checkpoint(self.run), weights_only=True)
+        if not self.task.stands(self.run, held["settings"]):
+            return
         experiment = self.experiment
         experiment.model.load_state_dict(held["model"])
         for movers, name in (

@@ -31,8 +31,9 @@ programme: 0.1 s a sentence. So by `tagging` the rows that project what is no ta
 and SPIGOT-SparseMAP by `sequence`, six minutes a run.
 
 Size "full" is 600 steps of 32 sentences, five to six epochs, the best of twelve looks at the validation
-part: three seeds by `sequence` took twelve minutes on two cores. Step sizes of 1, noise of scale 1 and
-temperatures of 1 are as in the table of estimators.
+part: three seeds by `sequence` took twelve minutes on two cores. Step sizes and temperatures of 1 are
+as in the table of estimators. Noise was tried at scales of 0.1, 0.3 and 1 on the validation part of
+seed 0: I-MLE learns at 0.1 (F1 of 43, 41 and 0), the perturbed maximum at none.
 """
 
 from __future__ import annotations
@@ -344,6 +345,7 @@ TASK = Task(
     baseline="pointwise",
     make=Names,
     options={"learning_rate": 0.003, "batch": 32},
+    usual={"imle": {"scale": 0.1}},
     select="f1",
     needs=Needs("tagging_wnut17", WNUT),
 )
