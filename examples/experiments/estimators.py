@@ -452,12 +452,18 @@ class Choice(nn.Module):
 
     The loss is a function of the structures, `(*batch, *event)` -> `(*batch,)`, not divided by anything.
     Several steps, a line search, and `gradient_at=start` evaluate it again in the backward.
+
+    Args:
+        made: the layer, or the objective.
+        again: whether the loss is evaluated again.
+        relaxed: whether what the loss sees is a mixture.
     """
 
-    def __init__(self, made: nn.Module, again: bool = False) -> None:
+    def __init__(self, made: nn.Module, again: bool = False, relaxed: bool = False) -> None:
         super().__init__()
         self.layer = made
         self.again = again
+        self.relaxed = relaxed
 
     def forward(self, scores: Tensor, loss: Loss, **given: Any) -> Tensor:
         """Each instance's loss, `(*batch,)`; `given` are lengths=, keep=, params= of the layer."""
@@ -475,4 +481,4 @@ def choice(name: str, polytope: Polytope, settings: Settings) -> Choice:
         or settings.get("gradient_at") == "start"
         or settings.get("step_size") == "line-search"
     )
-    return Choice(layer(name, polytope, settings), again)
+    return Choice(layer(name, polytope, settings), again, row(name).family == "relaxed")
