@@ -130,11 +130,12 @@ def calls(line: Line, brief: bool) -> str:
 
 
 def rows(section: Section, brief: bool = False) -> tuple[list[str], list[list[str]]]:
-    """The table: its head and its cells."""
+    """The table: its head and its cells; without metrics that no line has."""
     task = section.task
     main, baseline = task.metrics[0], section.line(task.baseline)
+    metrics = [metric for metric in task.metrics if any(line.values(metric) for line in section.lines)]
     published = any((section.structure, line.label) in task.published for line in section.lines)
-    head = ["estimator", *(metric.title for metric in task.metrics)]
+    head = ["estimator", *(metric.title for metric in metrics)]
     head += ["published"] if published else []
     head += ["p"] if baseline else []
     head += ["solved", "ms", "seeds"]
@@ -146,7 +147,7 @@ def rows(section: Section, brief: bool = False) -> tuple[list[str], list[list[st
         cells.append(
             [
                 line.label,
-                *(spread(task, metric, list(line.values(metric).values())) for metric in task.metrics),
+                *(spread(task, metric, list(line.values(metric).values())) for metric in metrics),
                 *([task.published.get((section.structure, line.label), "")] if published else []),
                 *([against(line, baseline, main)] if baseline else []),
                 calls(line, brief),

@@ -113,7 +113,10 @@ class Run:
     @property
     def label(self) -> str:
         """The estimator and what is unusual about it."""
-        told = (f"{name.replace('_', ' ')} {spelled(value)}" for name, value in self.options)
+        told = (
+            name.replace("_", " ") + ("" if value is True else f" {spelled(value)}")
+            for name, value in self.options
+        )
         return ", ".join([self.estimator, *told])
 
     def fields(self) -> dict[str, Any]:
