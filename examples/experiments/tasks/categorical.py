@@ -233,7 +233,7 @@ STUDIES = (
         ("3-clusters",),
         curves=True,
     ),
-    Study("steps", "Several pull-back steps", cells(*STEPPING, steps=(1, 2, 5, 10))),
+    Study("steps", "Several pull-back steps", cells(*STEPPING, steps=(1, 5, 10))),
     Study(
         "step-size",
         "Step sizes",
@@ -242,7 +242,7 @@ STUDIES = (
             "spigot-sparsemap",
             "blackbox",
             "imle",
-            step_size=(0.01, 0.1, 1.0, 2.0, 10.0),
+            step_size=(0.01, 0.1, 1.0, 10.0),
         ),
     ),
     Study(
