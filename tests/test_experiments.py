@@ -243,7 +243,8 @@ def test_a_finished_run_is_read_and_not_repeated(tmp_path: Path) -> None:
 
 def test_a_usual_value_that_has_changed_makes_another_run(tmp_path: Path) -> None:
     """Its key is the same, for it names what is unusual: all options of the record are looked at."""
-    made, slower = list[Noisy](), {"usual": {"linear": {"rate": 0.01}}}
+    made = list[Noisy]()
+    slower: dict[str, Any] = {"usual": {"linear": {"rate": 0.01}}}
     place = Place(tmp_path, every=0.0)
     first = train(run_of(), small(made), place)
     assert not [

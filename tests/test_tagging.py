@@ -108,6 +108,8 @@ def test_projections_end_where_rounding_holds_their_gap() -> None:
     unary = 0.1 * mean + 0.1 * words @ tags + 0.5 * (torch.arange(13) == 12)
     transition = 0.01 * torch.randn(13, 13)
     found = Tagging(21, 13).solve(Tagging.pack(unary, transition)[2], Euclidean())
+    assert found.gap is not None
+    assert found.weights is not None
     assert found.gap <= 1e-10
     assert found.iterations <= 2 * (found.weights > 0).sum()
 
