@@ -343,6 +343,10 @@ TASK = Task(
             Metric(f"depth_{low}_{high}", f"depth {_span(low, high)}, %", percent=True, drawn=False)
             for low, high in DEPTHS
         ),
+        *(
+            Metric(f"tokens_{low}_{high}", f"{low} to {high} tokens, %", percent=True, drawn=False)
+            for low, high in TOKENS
+        ),
         Metric("longer", "31 to 50 tokens, %", percent=True, drawn=False),
     ),
     baseline="no-tree",
