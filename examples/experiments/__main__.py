@@ -36,7 +36,7 @@ EPILOG = """\
 A run that is recorded in the output folder is not repeated, and one that was killed goes on.
 """
 FOLDER = Path("out/experiments")
-WIDE = 160  # columns, where the output is no terminal
+WIDE = 180  # columns, where the output is no terminal
 Grid = dict[str, tuple[Value, ...]]
 
 

@@ -69,6 +69,7 @@ class Metric:
         percent: whether it is a share, shown as percent.
         log: whether its axis is logarithmic.
         drawn: whether the figure of a study has a panel of it.
+        tabled: whether tables have a column of it; results.jsonl has it anyway.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Metric:
     percent: bool = False
     log: bool = False
     drawn: bool = True
+    tabled: bool = True
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,11 @@ def rows(section: Section, brief: bool = False) -> tuple[list[str], list[list[st
     """The table: its head and its cells; without metrics that no line has."""
     task = section.task
     main, baseline = task.metrics[0], section.line(task.baseline)
-    metrics = [metric for metric in task.metrics if any(line.values(metric) for line in section.lines)]
+    metrics = [
+        metric
+        for metric in task.metrics
+        if metric.tabled and any(line.values(metric) for line in section.lines)
+    ]
     published = any((section.structure, line.label) in task.published for line in section.lines)
     head = ["estimator", *(metric.title for metric in metrics)]
     head += ["published"] if published else []

@@ -344,7 +344,7 @@ TASK = Task(
             for low, high in DEPTHS
         ),
         *(
-            Metric(f"tokens_{low}_{high}", f"{low} to {high} tokens, %", percent=True, drawn=False)
+            Metric(f"tokens_{low}_{high}", f"{low} to {high} tokens", drawn=False, tabled=False)
             for low, high in TOKENS
         ),
         Metric("longer", "31 to 50 tokens, %", percent=True, drawn=False),
