@@ -70,7 +70,9 @@ def summary(tasks: Iterable[Task], store: Store, console: Console, docs: Path | 
     heads = [head(section) for section in found]
     shown = Table(title="Main studies", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, title in enumerate(("estimator", *heads)):
-        shown.add_column(title, justify="right" if place else "left", no_wrap=place == 0)
+        shown.add_column(
+            title, justify="right" if place else "left", no_wrap=place == 0, overflow="fold"
+        )
     table = rows(found)
     for line in table:
         shown.add_row(*line)
