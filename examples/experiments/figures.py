@@ -63,6 +63,10 @@ def _scale(metric: Metric) -> float:
     return 100.0 if metric.percent else 1.0
 
 
+def _drawn(task: Task) -> list[Metric]:
+    return [metric for metric in task.metrics if metric.drawn]
+
+
 def _values(metric: Metric, line: Line) -> list[float]:
     return [_scale(metric) * value for value in line.values(metric).values()]
 
@@ -75,8 +79,7 @@ def _grid(rows: int, columns: int, width: float, height: float, **more: Any) -> 
 def _dots(task: Task, sections: Sequence[Section]) -> Figure:
     """Every seed a mark, the centre a bar; a panel a structure and metric."""
     labels = list(dict.fromkeys(line.label for section in sections for line in section.lines))
-    drawn = [metric for metric in task.metrics if metric.drawn]
-    panels = [(section, metric) for section in sections for metric in drawn]
+    panels = [(section, metric) for section in sections for metric in _drawn(task)]
     figure, grid = _grid(1, len(panels), 2.2 + 2.5 * len(panels), 0.9 + 0.24 * len(labels), sharey=True)
     for axes, (section, metric) in zip(grid[0], panels, strict=True):
         for line in section.lines:
@@ -105,16 +108,17 @@ def _dots(task: Task, sections: Sequence[Section]) -> Figure:
 
 def _against_option(task: Task, sections: Sequence[Section], name: str) -> Figure:
     """The metrics against an option's value, a line an estimator; bars are standard errors."""
+    metrics = _drawn(task)
     figure, grid = _grid(
-        len(task.metrics),
+        len(metrics),
         len(sections),
         1.6 + 4.0 * len(sections),
-        0.8 + 2.6 * len(task.metrics),
+        0.8 + 2.6 * len(metrics),
         sharex=True,
     )
     every = list(dict.fromkeys(line.estimator for section in sections for line in section.lines))
     for column, section in enumerate(sections):
-        for axes, metric in zip(grid[:, column], task.metrics, strict=True):
+        for axes, metric in zip(grid[:, column], metrics, strict=True):
             for place, estimator in enumerate(every):
                 lines = [line for line in section.lines if line.estimator == estimator]
                 _line(axes, task, metric, lines, name, place)
