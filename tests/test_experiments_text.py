@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,21 @@ def test_the_treebank_is_read_whole_but_for_long_sentences_to_learn_from() -> No
     assert not corpus.vectors[0].any()
     for part in corpus.parts.values():
         assert torch.equal((part.words > 0).sum(1), part.lengths)
+
+
+@reviews
+def test_the_vectors_do_not_depend_on_the_order_of_sets() -> None:
+    code = (
+        "from examples.experiments.tasks.sentiment import treebank\n"
+        "print(treebank(30).vectors.sum(0).tolist())"
+    )
+    told: list[str] = []
+    for seed in ("1", "2"):
+        named = {**os.environ, "PYTHONHASHSEED": seed}
+        run = [sys.executable, "-c", code]
+        root = Path(__file__).parent.parent
+        told.append(subprocess.run(run, env=named, cwd=root, stdout=subprocess.PIPE, text=True).stdout)
+    assert told[0] == told[1] != ""
 
 
 # ListOps

@@ -110,9 +110,8 @@ def treebank(longest: int) -> Corpus:
                 place.setdefault(word, len(place) + 1)
     pieces = word_pieces()
     vectors = torch.stack([pieces.word(word) for word in place])
-    known = torch.tensor(
-        [place[word] - 1 for word in {word for row in rows["train"] for word in row.words}]
-    )
+    seen = {word for row in rows["train"] for word in row.words}
+    known = torch.tensor(sorted(place[word] - 1 for word in seen))  # a set's order is the process's own
     reduced = principal(vectors, known, VECTOR)
     table = torch.cat([torch.zeros(1, VECTOR), reduced])
     return Corpus(table, {name: padded(part, place) for name, part in rows.items()})
