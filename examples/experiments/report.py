@@ -19,7 +19,7 @@ from examples.experiments.experiment import Metric, Study, Task
 from examples.experiments.over_seeds import centre, error
 from examples.experiments.store import FINISHED, Result, Store
 
-__all__ = ["Line", "Section", "markdown_table", "replaced", "report", "sections"]
+__all__ = ["Line", "Section", "markdown_table", "replaced", "report", "sections", "terminal_table"]
 
 BEGIN, END = "<!-- results: {name} -->", "<!-- end of results: {name} -->"
 
@@ -206,15 +206,21 @@ def title(section: Section) -> str:
 def shown(section: Section) -> Table:
     """For a terminal."""
     head, cells = rows(section, brief=True)
-    table = Table(title=title(section), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, name in enumerate(head):
-        table.add_column(name, justify="right" if place else "left", no_wrap=place == 0, overflow="fold")
+    table = terminal_table(head, title(section))
     family = ""
     for line, row in zip(section.lines, cells, strict=True):
         if family and figures.family(line.estimator) != family:
             table.add_section()
         family = figures.family(line.estimator)
         table.add_row(*row)
+    return table
+
+
+def terminal_table(head: Sequence[str], title: str | None = None) -> Table:
+    """Without rows yet; the first column to the left, the others to the right."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, name in enumerate(head):
+        table.add_column(name, justify="right" if place else "left", no_wrap=place == 0, overflow="fold")
     return table
 
 

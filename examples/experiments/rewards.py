@@ -19,14 +19,12 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from examples.experiments.estimators import choice
 from examples.experiments.experiment import Cell
-from examples.experiments.report import markdown_table, replaced
+from examples.experiments.report import markdown_table, replaced, terminal_table
 from examples.experiments.tasks.categorical import TASK, Clusters, costs
 from spigot.polytopes import Simplex
 
@@ -120,9 +118,7 @@ def main(argv: Sequence[str] | None = None) -> list[list[str]]:
         [name, *(cell for k in (0, 1) for cell in mean([each[name][k] for each in every]).cells())]
         for name in ESTIMATORS
     ]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, title in enumerate(HEAD):
-        table.add_column(title, justify="right" if place else "left", no_wrap=place == 0)
+    table = terminal_table(HEAD)
     for row in rows:
         table.add_row(*row)
     console = Console(width=None if Console().is_terminal else 100)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from examples.experiments.estimators import ESTIMATORS
 from examples.experiments.experiment import Task
 from examples.experiments.over_seeds import centre
-from examples.experiments.report import Section, markdown_table, replaced, sections
+from examples.experiments.report import Section, markdown_table, replaced, sections, terminal_table
 from examples.experiments.store import Store
 
 __all__ = ["columns", "summary"]
@@ -67,16 +65,11 @@ def summary(tasks: Iterable[Task], store: Store, console: Console, docs: Path | 
     found = columns(tasks, store)
     if not found:
         return
-    heads = [head(section) for section in found]
-    shown = Table(title="Main studies", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, title in enumerate(("estimator", *heads)):
-        shown.add_column(
-            title, justify="right" if place else "left", no_wrap=place == 0, overflow="fold"
-        )
-    table = rows(found)
+    heads = ["estimator", *(head(section) for section in found)]
+    shown, table = terminal_table(heads, "Main studies"), rows(found)
     for line in table:
         shown.add_row(*line)
     console.print(shown)
     if docs is not None:
-        text = markdown_table(["estimator", *heads], table) + "\n"
+        text = markdown_table(heads, table) + "\n"
         docs.write_text(replaced(docs.read_text(encoding="utf-8"), NAME, text), encoding="utf-8")
